@@ -1,0 +1,53 @@
+"""Real files and the real command line for every test."""
+
+import os
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import pytest
+import torch
+
+from vocseg.cli import main
+from vocseg.data.synthetic import write_tree
+
+
+@pytest.fixture(scope="session")
+def voc_root(tmp_path_factory):
+    """A small tree in VOC layout: 10 train, 5 val and 4 test images of drawn scenes."""
+    return write_tree(tmp_path_factory.mktemp("voc") / "root", train=10, val=5, test=4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine(tmp_path_factory):
+    """Two threads, and a cache that is not the user's."""
+    torch.set_num_threads(2)
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def vocseg(tmp_path, monkeypatch, capsys):
+    """Runs the command line in-process, in an empty folder; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        status = main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def tiny(voc_root):
+    """Flags of a fit that takes a second or two."""
+    return [
+        *("--config", "quickstart", "--data.root", voc_root, "--data.num_workers", 0, "--data.batch_size", 4),
+        *("--data.class_names", SYNTHETIC_NAMES, "--data.image_size", 64, "--trainer.max_epochs", 2),
+        *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+        *("--trainer.accelerator", "cpu"),
+    ]
+
+
+from vocseg.data.synthetic import SYNTHETIC_CLASSES  # noqa: E402
+
+SYNTHETIC_NAMES = "[" + ",".join(SYNTHETIC_CLASSES) + "]"

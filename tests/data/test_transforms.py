@@ -1,0 +1,124 @@
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+
+from vocseg.data.transforms import (
+    EVAL_PIPELINES,
+    MEAN,
+    STD,
+    TRAIN_PIPELINES,
+    Pipeline,
+    check_only_resizes,
+    describe_transform,
+    make_transforms,
+    to_tensor,
+)
+from vocseg.errors import VocsegError
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+MASK = np.full((60, 80), 7, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        A.Affine(translate_percent=0.4, p=1),
+        A.Rotate((45, 45), p=1),
+        A.PadIfNeeded(100, 120),
+        A.ShiftScaleRotate(shift_limit=(0.4, 0.4), p=1, border_mode=0),
+        A.Affine(translate_percent=0.4, p=1, fill_mask=255),
+        A.RandomCrop(90, 90, pad_if_needed=True),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_new_pixels_are_void_and_never_background(transform):
+    labels = Pipeline([transform], num_classes=21)(IMAGE, MASK)["mask"]
+    assert set(labels.unique().tolist()) == {7, 255}
+
+
+def test_labels_come_through_unchanged():
+    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    mask[(mask > 20) & (mask < 255)] = 0
+    item = Pipeline([], num_classes=21)(IMAGE[:16, :16], mask)
+    assert item["mask"].dtype == torch.int64
+    assert np.array_equal(item["mask"].numpy(), mask)
+
+
+def test_images_are_normalised_as_albumentations_would():
+    expected = A.Normalize(MEAN, STD)(image=IMAGE)["image"].transpose(2, 0, 1)
+    result = to_tensor(IMAGE)
+    assert result.dtype == torch.float32
+    assert np.allclose(result.numpy(), expected, atol=1e-5)
+
+
+def test_draws_follow_from_seed_epoch_and_sample():
+    def draw(seed, epoch, index):
+        return Pipeline(TRAIN_PIPELINES["crop"](32, 32), 21, seed)(IMAGE, MASK, epoch, index)["image"]
+
+    assert torch.equal(draw(0, 1, 2), draw(0, 1, 2))
+    pipeline = Pipeline(TRAIN_PIPELINES["crop"](32, 32), 21, 0)
+    for _ in range(3):  # what was drawn before does not matter
+        pipeline(IMAGE, MASK, 9, 9)
+    assert torch.equal(pipeline(IMAGE, MASK, 1, 2)["image"], draw(0, 1, 2))
+    for other in ((1, 1, 2), (0, 2, 2), (0, 1, 3)):
+        assert not torch.equal(draw(0, 1, 2), draw(*other))
+
+
+@pytest.mark.parametrize("name", TRAIN_PIPELINES)
+def test_train_pipelines_give_the_image_size(name):
+    item = Pipeline(make_transforms(name, TRAIN_PIPELINES, (32, 48), "train_transforms"), 21)(IMAGE, MASK)
+    assert item["image"].shape == (3, 32, 48)
+    assert item["mask"].shape == (32, 48)
+
+
+def test_eval_pipelines_only_resize():
+    for name, size in (("resize", (32, 48)), ("keep_ratio", (36, 48))):
+        transforms = make_transforms(name, EVAL_PIPELINES, (32, 48), "eval_transforms")
+        check_only_resizes(transforms)
+        assert Pipeline(transforms, 21)(IMAGE, MASK)["mask"].shape == size
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [A.HorizontalFlip(p=1), A.VerticalFlip(p=1), A.CenterCrop(90, 90), A.PadIfNeeded(300, 300), A.Transpose(p=1)],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_eval_transforms_that_move_pixels_are_refused(transform):
+    with pytest.raises(VocsegError, match="move pixels"):
+        check_only_resizes([A.Resize(100, 120), transform])
+
+
+def test_transforms_by_name_class_and_description():
+    wanted = [
+        "HorizontalFlip",
+        {"class_path": "albumentations.Rotate", "init_args": {"limit": [5, 5]}},
+        {"class_path": "OneOf", "init_args": {"p": 0.5, "transforms": [{"class_path": "albumentations.Blur"}]}},
+        A.Resize(8, 8),
+    ]
+    made = make_transforms(wanted, TRAIN_PIPELINES, (8, 8), "train_transforms")
+    assert [type(transform).__name__ for transform in made] == ["HorizontalFlip", "Rotate", "OneOf", "Resize"]
+
+
+def test_a_description_rebuilds_the_same_transform():
+    original = [A.OneOf([A.Rotate((10, 20), p=1), A.HorizontalFlip(p=1)], p=0.7), A.RandomResizedCrop((16, 16))]
+    rebuilt = make_transforms([describe_transform(t) for t in original], TRAIN_PIPELINES, (16, 16), "train_transforms")
+    for index in range(5):
+        first, second = (Pipeline(transforms, 21)(IMAGE, MASK, 0, index) for transforms in (original, rebuilt))
+        assert torch.equal(first["image"], second["image"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("corp", "Did you mean 'crop'"),
+        (["HorizontalFlipp"], "Did you mean 'HorizontalFlip'"),
+        ([{"class_path": "HorizontalFlip", "init_args": {"prob": 1}}], "prob"),
+        ([A.Normalize()], "take it out"),
+        ([{"class_path": "os.system", "init_args": {}}], "no class that can serve"),
+    ],
+)
+def test_mistakes_are_named(wanted, message):
+    with pytest.raises(VocsegError, match=message):
+        make_transforms(wanted, TRAIN_PIPELINES, (8, 8), "train_transforms")

@@ -1,0 +1,212 @@
+import hashlib
+import http.server
+import tarfile
+import threading
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import voc as torchvision_voc
+
+from vocseg import VOCDataModule, VocsegError
+from vocseg.data.synthetic import SYNTHETIC_CLASSES
+from vocseg.data.voc import find_images
+
+
+def make(voc_root, **settings):
+    settings = {
+        "root": voc_root,
+        "class_names": list(SYNTHETIC_CLASSES),
+        "batch_size": 4,
+        "num_workers": 0,
+        "image_size": 48,
+        **settings,
+    }
+    data = VOCDataModule(**settings)
+    data.setup("fit")
+    return data
+
+
+def epoch_of(loader, epoch):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in ("image", "mask")
+    )
+
+
+def test_training_batches_keep_the_contract(voc_root):
+    batches = epoch_of(make(voc_root).train_dataloader(), 0)
+    assert len(batches) == 2  # 10 = 2 x 4 + 2, and the smaller one is dropped
+    for batch in batches:
+        assert set(batch) == {"image", "mask"}
+        assert batch["image"].shape == (4, 3, 48, 48)
+        assert batch["image"].dtype == torch.float32
+        assert batch["mask"].shape == (4, 48, 48)
+        assert batch["mask"].dtype == torch.int64
+        assert set(batch["mask"].unique().tolist()) <= {*range(len(SYNTHETIC_CLASSES)), 255}
+
+
+def test_a_split_smaller_than_a_batch_is_not_dropped(voc_root):
+    (batch,) = epoch_of(make(voc_root, batch_size=16).train_dataloader(), 0)
+    assert len(batch["image"]) == 10
+
+
+@pytest.mark.parametrize("eval_transforms", ["resize", "keep_ratio"])
+def test_evaluation_batches_carry_the_untouched_masks(voc_root, eval_transforms):
+    data = make(voc_root, eval_transforms=eval_transforms)
+    batches = list(data.val_dataloader())
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(5))
+    masks = [mask for batch in batches for mask in batch["original_mask"]]
+    for sample, mask in zip(data.datasets["val"].samples, masks, strict=True):
+        assert np.array_equal(mask.numpy(), np.array(Image.open(sample.mask)))
+    sizes = torch.cat([batch["input_size"] for batch in batches]).tolist()
+    if eval_transforms == "keep_ratio":
+        for (height, width), mask in zip(sizes, masks, strict=True):
+            assert max(height, width) == 48
+            assert abs(height / width - mask.shape[0] / mask.shape[1]) < 0.05
+    else:
+        assert sizes == [[48, 48]] * 5
+
+
+def test_padding_of_unlike_sizes_is_void(voc_root):
+    batch = next(iter(make(voc_root, eval_transforms="keep_ratio").val_dataloader()))
+    for mask, (height, width) in zip(batch["mask"], batch["input_size"].tolist(), strict=True):
+        assert (mask[height:] == 255).all()
+        assert (mask[:, width:] == 255).all()
+        assert (mask[:height, :width] != 255).any()
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_workers_change_nothing_and_epochs_differ(voc_root, in_memory):
+    settings = {"train_transforms": "crop", "in_memory": in_memory}
+    alone = make(voc_root, **settings).train_dataloader()
+    helped = make(voc_root, num_workers=2, **settings).train_dataloader()
+    first, second = epoch_of(alone, 0), epoch_of(alone, 1)
+    assert not same(first, second)
+    assert same(first, epoch_of(helped, 0))
+    assert same(second, epoch_of(helped, 1))  # the same worker processes, a later epoch
+    assert same(first, epoch_of(alone, 0))
+    assert not same(first, epoch_of(make(voc_root, seed=1, **settings).train_dataloader(), 0))
+
+
+def test_the_trainer_tells_the_epoch(voc_root):
+    """Lightning must find the sampler's set_epoch: otherwise every epoch would draw the same."""
+    seen = []
+
+    class Watch(L.LightningModule):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch["image"].sum().item())
+
+        def configure_optimizers(self):
+            return None
+
+    data = make(voc_root, train_transforms="crop", batch_size=10)
+    trainer = L.Trainer(max_epochs=3, logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.fit(Watch(), datamodule=data)
+    assert len(set(seen)) == 3
+
+
+def test_the_drawn_scenes_are_the_default():
+    data = VOCDataModule(num_workers=0, batch_size=4)
+    assert data.class_names == list(SYNTHETIC_CLASSES)
+    data.prepare_data()
+    data.setup("test")
+    assert len(next(iter(data.test_dataloader()))["original_mask"]) == 4
+
+
+def test_settings_are_recorded(voc_root, monkeypatch):
+    monkeypatch.chdir(voc_root.parent)
+    data = VOCDataModule(root=voc_root.name, image_size=(32, 48), train_transforms=["HorizontalFlip"])
+    assert data.hparams["root"] == str(voc_root)
+    again = VOCDataModule(**data.hparams)
+    assert dict(again.hparams) == dict(data.hparams)
+    assert again.image_size == (32, 48)
+
+
+def test_a_missing_tree_says_where_it_looked(tmp_path):
+    with pytest.raises(VocsegError) as error:
+        VOCDataModule(root=tmp_path).setup("fit")
+    for part in (str(tmp_path / "VOCdevkit" / "VOC2007"), "--data.root", "--data.download", "quickstart"):
+        assert part in str(error.value)
+
+
+def test_an_incomplete_tree_says_what_it_lacks(tmp_path):
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "JPEGImages").mkdir()
+    with pytest.raises(VocsegError, match="no folder SegmentationClass"):
+        VOCDataModule(root=tmp_path).setup("fit")
+
+
+def test_voc2012_has_no_test_masks(tmp_path):
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(VocsegError, match="test_split val"):
+        VOCDataModule(root=tmp_path, year="2012").setup("test")
+
+
+def test_labels_that_are_no_class_are_found_before_training(voc_root):
+    with pytest.raises(VocsegError, match="there are 3 classes"):
+        make(voc_root, class_names=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("settings", [{"class_names": ["one"]}, {"batch_size": 0}, {"image_size": 0}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(VocsegError, match="at least|must name"):
+        VOCDataModule(**settings)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def archive_server(voc_root, tmp_path):
+    """Serves the small tree as the official archives on 127.0.0.1; yields (url, md5)."""
+    served = tmp_path / "served"
+    served.mkdir()
+    with tarfile.open(served / "voc.tar", "w") as archive:
+        archive.add(voc_root / "VOCdevkit", "VOCdevkit")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: QuietHandler(*args, directory=str(served)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/voc.tar", hashlib.md5((served / "voc.tar").read_bytes()).hexdigest()
+    server.shutdown()
+
+
+def test_download_fetches_checks_and_unpacks_once(archive_server, tmp_path, monkeypatch):
+    url, md5 = archive_server
+    for key in ("2007", "2007-test"):
+        entry = {**torchvision_voc.DATASET_YEAR_DICT[key], "url": url, "md5": md5}
+        monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT, key, entry)
+    data = VOCDataModule(root=tmp_path / "new", download=True, class_names=list(SYNTHETIC_CLASSES), num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.datasets["train"]) == 10
+    monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT, "2007", {})  # a second download would fail
+    data.prepare_data()
+
+
+def test_a_damaged_download_is_told(archive_server, tmp_path, monkeypatch):
+    url, _ = archive_server
+    for key in ("2007", "2007-test"):
+        entry = {**torchvision_voc.DATASET_YEAR_DICT[key], "url": url, "md5": "0" * 32}
+        monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT, key, entry)
+    with pytest.raises(VocsegError, match="failed"):
+        VOCDataModule(root=tmp_path / "new", download=True).prepare_data()
+
+
+def test_prediction_finds_a_file_a_folder_and_a_glob(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert find_images(str(tmp_path / "b.jpg")) == [tmp_path / "b.jpg"]
+    assert [path.name for path in find_images(str(tmp_path))] == ["a.PNG", "b.jpg"]
+    assert [path.name for path in find_images(str(tmp_path / "*.jpg"))] == ["b.jpg"]
+    for nothing in (None, str(tmp_path / "none"), str(tmp_path / "*.gif")):
+        with pytest.raises(VocsegError, match="predict"):
+            find_images(nothing)

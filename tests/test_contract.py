@@ -1,0 +1,142 @@
+"""Every backbone with every decoder, held to one contract."""
+
+import lightning as L
+import pytest
+import torch
+
+from vocseg import DeconvDecoder, MobileNetV2, ResNet, SegmentationTask, SkipDecoder, StridedEncoder
+
+BACKBONES = {
+    "strided": lambda **kwargs: StridedEncoder(**kwargs),
+    "resnet18": lambda **kwargs: ResNet(18, **kwargs),
+    "resnet34": lambda **kwargs: ResNet(34, **kwargs),
+    "resnet50": lambda **kwargs: ResNet(50, **kwargs),
+    "resnet101": lambda **kwargs: ResNet(101, **kwargs),
+    "mobilenet": lambda **kwargs: MobileNetV2(**kwargs),
+    "mobilenet16": lambda **kwargs: MobileNetV2(output_stride=16, **kwargs),
+}
+DECODERS = {"deconv": DeconvDecoder, "skip": SkipDecoder}
+CLASSES = ["background", *"abcd"]
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request):
+    return BACKBONES[request.param]
+
+
+@pytest.fixture(params=DECODERS)
+def decoder(request):
+    return DECODERS[request.param]
+
+
+def test_features_are_what_channels_and_strides_say(backbone):
+    network = backbone().eval()
+    features = network(torch.rand(2, 3, 64, 96))
+    assert [f.shape for f in features] == [
+        (2, channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(network.channels, network.strides, strict=True)
+    ]
+    assert network.strides == sorted(network.strides)
+
+
+@pytest.mark.parametrize("size", [(33, 47), (64, 64), (1, 1), (97, 40)])
+def test_logits_have_the_inputs_size_and_train_every_parameter(backbone, decoder, size):
+    task = SegmentationTask(backbone(), decoder, CLASSES)
+    image = torch.rand(2, 3, *size)
+    logits = task(image)
+    assert logits.shape == (2, len(CLASSES), *size)
+    assert logits.dtype == torch.float32
+    logits.square().sum().backward()
+    used = {name for name, parameter in task.named_parameters() if parameter.grad is not None}
+    assert {name for name, _ in task.decoder.named_parameters(prefix="decoder")} <= used
+    assert {name for name, _ in task.backbone.named_parameters(prefix="backbone")} <= used
+
+
+def test_padding_keeps_every_logit_on_its_pixel(backbone, decoder):
+    """An image and the same image padded by hand to the stride give the same logits, not squeezed ones."""
+    task = SegmentationTask(backbone(), decoder, CLASSES).eval()
+    image = torch.rand(1, 3, 33, 47)
+    padded = torch.zeros(1, 3, 64, 64)
+    padded[..., :33, :47] = image
+    with torch.no_grad():
+        assert torch.allclose(task(image), task(padded)[..., :33, :47], atol=1e-4)
+
+
+def test_frozen_backbone_stays_as_it_is(backbone, decoder):
+    task = SegmentationTask(backbone(freeze=True), decoder, CLASSES).train()
+    before = {name: value.clone() for name, value in task.backbone.state_dict().items()}
+    assert not any(module.training for module in task.backbone.modules())
+    assert task.decoder.training
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        task(torch.rand(2, 3, 64, 64)).square().mean().backward()
+        optimizer.step()
+    after = task.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in task.backbone.parameters())
+    assert all(parameter.grad is not None for parameter in task.decoder.parameters())
+
+
+def test_unfrozen_backbone_moves_its_batch_norm_statistics(backbone):
+    task = SegmentationTask(backbone(), DeconvDecoder, CLASSES).train()
+    before = {name: value.clone() for name, value in task.backbone.state_dict().items() if "running_mean" in name}
+    task(torch.rand(2, 3, 64, 64))
+    after = task.backbone.state_dict()
+    assert before
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_optimizer_groups(backbone, decoder, freeze):
+    task = SegmentationTask(backbone(freeze=freeze), decoder, CLASSES, backbone_lr=1e-5)
+    task.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", max_epochs=1)
+    optimizer = task.configure_optimizers()["optimizer"]
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert set(groups) == ({"decoder"} if freeze else {"backbone", "decoder"})
+    assert groups["decoder"]["lr"] == 1e-3
+    assert sum(len(group["params"]) for group in groups.values()) == len(
+        [p for p in task.parameters() if p.requires_grad]
+    )
+    if not freeze:
+        assert groups["backbone"]["lr"] == 1e-5
+
+
+def test_freeze_lasts_and_can_be_undone(backbone):
+    network = backbone()
+    network.freeze()
+    network.train()
+    assert not network.training
+    network.unfreeze()
+    network.train()
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_papers_parameter_counts():
+    """The counts of the paper's listings: baseline (Figs. 1 and 2), and transfer (text 3.6.2)."""
+    baseline = SegmentationTask(StridedEncoder(), DeconvDecoder)
+    assert sum(p.numel() for p in baseline.parameters()) == 5_500_245
+    transfer = SegmentationTask(ResNet(34, freeze=True), DeconvDecoder)
+    assert sum(p.numel() for p in transfer.parameters()) == 25_214_357
+    assert sum(p.numel() for p in transfer.backbone.parameters()) == 21_284_672
+    assert sum(p.numel() for p in transfer.parameters() if p.requires_grad) == 3_929_685
+
+
+def test_the_papers_blocks_are_convolution_activation_norm():
+    for activation, layer in (("relu", torch.nn.ReLU), ("leaky_relu", torch.nn.LeakyReLU)):
+        encoder = StridedEncoder(activation=activation)
+        decoder = DeconvDecoder(encoder.channels, encoder.strides, 21, activation=activation)
+        for block in (*encoder.blocks, *decoder.blocks):
+            assert isinstance(block[0], torch.nn.Conv2d | torch.nn.ConvTranspose2d)
+            assert isinstance(block[1], layer)
+            assert isinstance(block[2], torch.nn.BatchNorm2d)
+
+
+def test_what_is_not_pretrained_is_xavier_uniform(backbone):
+    network = backbone()
+    layer = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    fan_in = layer.weight[0].numel()
+    fan_out = layer.weight[:, 0].numel()
+    bound = (6 / (fan_in + fan_out)) ** 0.5
+    assert layer.weight.abs().max() <= bound
+    assert layer.weight.abs().max() > 0.9 * bound

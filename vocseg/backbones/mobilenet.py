@@ -1,0 +1,54 @@
+"""torchvision's MobileNetV2 as a backbone."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision import models
+
+from vocseg.backbones.base import Backbone
+from vocseg.layers import xavier_
+
+
+class MobileNetV2(Backbone):
+    """torchvision's MobileNetV2 without its classifier (Sandler et al. 2018).
+
+    Features of 24, 32, 96 and 1280 channels. With ``output_stride`` 16 the last stage keeps its resolution and dilates
+    its convolutions instead (Chen et al. 2017, "Rethinking Atrous Convolution", section 3.1): same weights, finer maps.
+
+    Args:
+        weights: ``IMAGENET1K_V1`` (through torchvision), the path of a state dict of torchvision's network, or None
+            (Xavier-uniform).
+        freeze: do not train it; its batch-norm statistics stay as they are.
+        output_stride: encoder stride of the deepest feature, 32 or 16.
+    """
+
+    torchvision_weights = models.MobileNet_V2_Weights
+    unused_weights = ("classifier.",)
+
+    def __init__(self, weights: str | None = None, freeze: bool = False, output_stride: Literal[16, 32] = 32) -> None:
+        super().__init__(weights=weights, freeze=freeze)
+        self.features = models.mobilenet_v2(weights=None).features
+        self.channels = [24, 32, 96, 1280]
+        self.strides = [4, 8, 16, output_stride]
+        if output_stride == 16:
+            self._dilate_last_stage()
+        xavier_(self)
+        if freeze:
+            self.freeze()
+
+    def _dilate_last_stage(self) -> None:
+        for block in range(14, 18):
+            for layer in self.features[block].modules():
+                if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                    layer.stride = (1, 1)
+                    if block > 14:  # block 14 did the halving: what follows it must look twice as far
+                        layer.dilation = layer.padding = (2, 2)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """See :meth:`Backbone.forward`; features at strides 4, 8, 16 and ``output_stride``."""
+        features = []
+        for number, block in enumerate(self.features):
+            image = block(image)
+            if number in (3, 6, 13, 18):
+                features.append(image)
+        return features

@@ -1,0 +1,91 @@
+"""Says at the end of validation and test what the network scores, class by class, beside the all-background row."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from vocseg.metrics import Result
+
+
+class ResultTable(L.Callback):
+    """Prints the table of the best validation when training ends, and of each ``validate`` and ``test``.
+
+    ``test`` also leaves its figures in ``test.json`` in the run's folder. The figures are the task's ``results``.
+    """
+
+    def __init__(self) -> None:
+        self._best: tuple[int, Result] | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remembers the best epoch's figures while fitting; prints them after ``validate``."""
+        if trainer.sanity_checking:
+            return
+        result = pl_module.results["val"]
+        if trainer.state.fn == "validate":
+            _show(trainer, result, pl_module.class_names, "Validation")
+        elif self._best is None or result.miou > self._best[1].miou:
+            self._best = (trainer.current_epoch, result)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prints the best epoch's validation figures."""
+        if self._best is not None:
+            epoch, result = self._best
+            _show(trainer, result, pl_module.class_names, f"Validation, best epoch ({epoch})")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prints the test figures and writes ``test.json``."""
+        result = pl_module.results["test"]
+        _show(trainer, result, pl_module.class_names, "Test")
+        if trainer.is_global_zero and trainer.loggers:
+            folder = Path(trainer.loggers[0].log_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            record = {"checkpoint": str(trainer.ckpt_path or ""), **result_record(result, pl_module.class_names)}
+            (folder / "test.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def result_record(result: Result, class_names: list[str]) -> dict[str, Any]:
+    """A result as plain numbers (None where a figure is undefined)."""
+    return {
+        "images": len(result.matrices),
+        "loss": _number(result.loss),
+        "miou": _number(result.miou),
+        "pixel_accuracy": _number(result.pixel_accuracy),
+        "iou": {name: _number(iou) for name, iou in zip(class_names, result.iou, strict=True)},
+        "all_background": {name: _number(value) for name, value in result.all_background().items()},
+    }
+
+
+def result_table(result: Result, class_names: list[str], title: str) -> Table:
+    """A result as a table for the terminal."""
+    floor = result.all_background()
+    table = Table(title=f"{title}: {len(result.matrices)} images", title_justify="left")
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    table.add_column(f"all {class_names[0]}", justify="right")
+    background_iou = floor["pixel_accuracy"]  # TP / (TP + FP) when everything is called background
+    for label, (name, iou) in enumerate(zip(class_names, result.iou, strict=True)):
+        occurs = bool(result.matrices[:, label].any())
+        table.add_row(name, _text(iou), _text(background_iou if label == 0 else 0.0 if occurs else math.nan))
+    table.add_section()
+    table.add_row("mIoU", _text(result.miou), _text(floor["miou"]), style="bold")
+    table.add_row("pixel accuracy", _text(result.pixel_accuracy), _text(floor["pixel_accuracy"]))
+    table.add_row("loss", _text(result.loss), "")
+    return table
+
+
+def _show(trainer: L.Trainer, result: Result, class_names: list[str], title: str) -> None:
+    if trainer.is_global_zero:
+        Console().print(result_table(result, class_names, title))
+
+
+def _text(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,1 @@
+"""Data: VOC on disk -> batches."""

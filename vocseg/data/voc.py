@@ -1,0 +1,370 @@
+"""PASCAL VOC as a LightningDataModule: files on disk -> batches."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vocseg.data.files import (
+    IMAGE_SUFFIXES,
+    Sample,
+    candidate_trees,
+    check_samples,
+    find_tree,
+    read_image,
+    read_sample,
+    read_split,
+)
+from vocseg.data.labels import VOC_CLASSES, VOID
+from vocseg.data.synthetic import SYNTHETIC_CLASSES, write_tree
+from vocseg.data.transforms import (
+    EVAL_PIPELINES,
+    TRAIN_PIPELINES,
+    Pipeline,
+    check_only_resizes,
+    describe_transform,
+    make_transforms,
+    one_thread,
+)
+from vocseg.errors import VocsegError
+
+SYNTHETIC = "synthetic"
+Transforms = str | list[Any]
+
+
+class VOCDataModule(L.LightningDataModule):
+    """VOC2007, VOC2012, a folder laid out like them, or drawn scenes to try vocseg without either.
+
+    Training batches are ``{"image": float32 [B, 3, h, w], "mask": int64 [B, h, w]}``, 255 = void. Evaluation batches
+    also have ``index`` (places in the split's list), ``original_mask`` (list of uint8 [H_i, W_i], untouched) and
+    ``input_size`` (int64 [B, 2]; images of unlike sizes are padded on the right and at the bottom). Prediction batches
+    have ``image``, ``input_size``, ``original_size`` and ``path``.
+
+    Args:
+        root: folder that holds ``VOCdevkit/VOC<year>``, or ``VOC<year>``, or is itself such a tree (``JPEGImages``,
+            ``SegmentationClass``, ``ImageSets/Segmentation``); or ``synthetic``: scenes drawn into the user's cache.
+        year: 2007 or 2012.
+        download: fetch the official archive with torchvision if the tree is not there.
+        class_names: one name per label, for a tree of your own; VOC's 21 (or the drawn scenes' own) if None.
+        train_split: the list that trains.
+        val_split: the list that validates.
+        test_split: the list that tests. The masks of VOC2012's test photographs were never published.
+        image_size: height and width of network inputs in pixels, or one number for both.
+        batch_size: images per batch and device.
+        num_workers: processes that load data; None: one per core, at most 8.
+        train_transforms: the name of a pipeline (resize, flip, crop) or a list of albumentations transforms.
+        eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
+            resize and change colours.
+        in_memory: keep decoded images in memory (VOC2007 takes 0.6 MB per image).
+        seed: of every random draw of the data; draws follow from (seed, epoch, sample), the order from (seed, epoch).
+        predict_path: an image, a folder of images, or a glob, for prediction.
+
+    Raises:
+        VocsegError: settings, trees or files that cannot serve, with what to do about it.
+    """
+
+    def __init__(
+        self,
+        root: str = SYNTHETIC,
+        year: Literal["2007", "2012"] = "2007",
+        download: bool = False,
+        class_names: list[str] | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "test",
+        image_size: int | tuple[int, int] = 224,
+        batch_size: int = 16,
+        num_workers: int | None = None,
+        train_transforms: Transforms = "resize",
+        eval_transforms: Transforms = "resize",
+        in_memory: bool = False,
+        seed: int = 0,
+        predict_path: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.synthetic = str(root) == SYNTHETIC
+        self.root = Path(root).expanduser()
+        self.year, self.download = year, download
+        default_names = SYNTHETIC_CLASSES if self.synthetic else VOC_CLASSES
+        self.class_names = list(class_names or default_names)
+        if not 2 <= len(self.class_names) <= VOID - 1:
+            raise VocsegError(f"class_names must name 2 to {VOID - 1} classes, got {len(self.class_names)}.")
+        self.splits = {"train": train_split, "val": val_split, "test": test_split}
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if min(self.image_size) < 1 or batch_size < 1:
+            raise VocsegError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}.")
+        self.batch_size = batch_size
+        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.train_transforms = make_transforms(train_transforms, TRAIN_PIPELINES, self.image_size, "train_transforms")
+        self.eval_transforms = make_transforms(eval_transforms, EVAL_PIPELINES, self.image_size, "eval_transforms")
+        self.in_memory, self.seed = in_memory, seed
+        self.predict_path = predict_path
+        self.save_hyperparameters(
+            {
+                # absolute: a checkpoint may be used from another folder
+                "root": SYNTHETIC if self.synthetic else str(self.root.resolve()),
+                "year": year,
+                "class_names": self.class_names,
+                "train_split": train_split,
+                "val_split": val_split,
+                "test_split": test_split,
+                "image_size": list(self.image_size),
+                "batch_size": batch_size,
+                "num_workers": num_workers,
+                "train_transforms": _described(train_transforms, self.train_transforms),
+                "eval_transforms": _described(eval_transforms, self.eval_transforms),
+                "in_memory": in_memory,
+                "seed": seed,
+            }
+        )
+        self.datasets: dict[str, Dataset] = {}
+
+    def prepare_data(self) -> None:
+        """Draws or downloads the tree if it is wanted and not there. Prediction needs no tree."""
+        if self.predict_path is not None and self.trainer is not None and self.trainer.predicting:
+            return
+        if self.synthetic:
+            write_tree(synthetic_root())
+        elif self.download:
+            self._download()
+
+    def setup(self, stage: str) -> None:
+        """Reads the lists that ``stage`` needs and checks every file they name."""
+        if stage == "predict":
+            self.datasets["predict"] = PredictionDataset(find_images(self.predict_path), self._pipeline("eval"))
+            return
+        roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
+        tree = self.tree(roles)
+        if set(roles) - {"train"}:
+            check_only_resizes(self.eval_transforms)
+        for role in roles:
+            if role in self.datasets:
+                continue
+            samples = read_split(tree, self.splits[role])
+            arrays = check_samples(samples, len(self.class_names), keep=self.in_memory)
+            pipeline = self._pipeline("train" if role == "train" else "eval")
+            self.datasets[role] = SegmentationDataset(samples, pipeline, evaluates=role != "train", arrays=arrays)
+
+    def tree(self, roles: Sequence[str] = ("train", "val", "test")) -> Path:
+        """The folder with ``JPEGImages``, ``SegmentationClass`` and ``ImageSets``.
+
+        Args:
+            roles: what is wanted of it (train, val, test); used to say early that a split cannot exist.
+
+        Raises:
+            VocsegError: it is not there or lacks a part; the message tells where it was looked for and how to get it.
+        """
+        root = synthetic_root() if self.synthetic else self.root
+        tree = find_tree(root, self.year)
+        if tree is None:
+            looked = "\n".join(f"  {candidate}" for candidate in candidate_trees(root, self.year))
+            raise VocsegError(
+                f"There is no VOC{self.year} tree (ImageSets/Segmentation, JPEGImages, SegmentationClass) in any of\n"
+                f"{looked}\n"
+                "Say where it is with --data.root, or fetch it with --data.download true. To try vocseg without VOC: "
+                "vocseg fit --config quickstart"
+            )
+        missing = [name for name in ("JPEGImages", "SegmentationClass") if not (tree / name).is_dir()]
+        if missing:
+            raise VocsegError(
+                f"The VOC tree {tree} is incomplete: it has no folder {' and no '.join(missing)}. Unpack the archive "
+                "again, or fetch it with --data.download true and another --data.root."
+            )
+        if self.year == "2012" and "test" in roles and self.splits["test"] == "test" and not self.synthetic:
+            raise VocsegError("VOC2012's test masks were never published. Test on another split: --data.test_split val")
+        return tree
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled; a last batch smaller than the others is dropped, unless it is the only one."""
+        dataset = self.datasets["train"]
+        return self._loader(
+            dataset,
+            sampler=EpochSampler(len(dataset), self.seed, shuffle=True),
+            drop_last=len(dataset) >= self.batch_size,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """In the list's order."""
+        return self._loader(self.datasets["val"])
+
+    def test_dataloader(self) -> DataLoader:
+        """In the list's order."""
+        return self._loader(self.datasets["test"])
+
+    def predict_dataloader(self) -> DataLoader:
+        """In the files' order."""
+        return self._loader(self.datasets["predict"])
+
+    def _loader(self, dataset: Dataset, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=one_thread,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _pipeline(self, kind: Literal["train", "eval"]) -> Pipeline:
+        transforms = self.train_transforms if kind == "train" else self.eval_transforms
+        return Pipeline(transforms, len(self.class_names), self.seed)
+
+    def _download(self) -> None:
+        from torchvision.datasets import VOCSegmentation
+
+        for split in sorted(set(self.splits.values())):
+            tree = find_tree(self.root, self.year)
+            if tree is not None and (tree / "ImageSets" / "Segmentation" / f"{split}.txt").is_file():
+                continue
+            if self.year == "2012" and split == "test":
+                continue
+            try:
+                VOCSegmentation(str(self.root), year=self.year, image_set=split, download=True)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise VocsegError(
+                    f"Downloading VOC{self.year} ({split}) into {self.root} failed: {error}. Check the network and the "
+                    "free space, or fetch the archive by hand and unpack it there."
+                ) from error
+
+
+class SegmentationDataset(Dataset):
+    """Samples of a split, indexed by ``(epoch, place in the list)``: the random draws follow from both.
+
+    Args:
+        samples: the files.
+        pipeline: applied to each.
+        evaluates: add ``index``, ``original_mask`` and ``input_size``.
+        arrays: the decoded files, when they are kept in memory; else empty.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        pipeline: Pipeline,
+        evaluates: bool,
+        arrays: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    ) -> None:
+        self.samples, self.pipeline, self.evaluates, self.arrays = samples, pipeline, evaluates, arrays
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = (0, key) if isinstance(key, int) else key
+        if self.arrays:
+            image, mask = self.arrays[index]
+        else:
+            image, mask = read_sample(self.samples[index], self.pipeline.num_classes)
+        item = self.pipeline(image, mask, epoch=epoch, index=index)
+        if self.evaluates:
+            item.update(index=index, original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
+        return item
+
+
+class PredictionDataset(Dataset):
+    """Photographs without masks.
+
+    Args:
+        paths: the files.
+        pipeline: applied to each.
+    """
+
+    def __init__(self, paths: Sequence[Path], pipeline: Pipeline) -> None:
+        self.paths, self.pipeline = paths, pipeline
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = read_image(self.paths[index])
+        item = self.pipeline(image, index=index)
+        item.update(
+            path=str(self.paths[index]), original_size=image.shape[:2], input_size=tuple(item["image"].shape[-2:])
+        )
+        return item
+
+
+class EpochSampler(Sampler):
+    """Yields ``(epoch, index)``; Lightning calls :meth:`set_epoch` before each epoch.
+
+    Args:
+        length: number of samples.
+        seed: the order of an epoch follows from (seed, epoch).
+        shuffle: False: 0, 1, 2, ...
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
+        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        return ((self.epoch, int(index)) for index in order)
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Makes a batch; images and masks of unlike sizes are padded on the right and at the bottom (masks with void)."""
+    height = max(item["image"].shape[-2] for item in items)
+    width = max(item["image"].shape[-1] for item in items)
+    batch: dict[str, Any] = {"image": torch.stack([_pad(item["image"], height, width, 0.0) for item in items])}
+    if "mask" in items[0]:
+        batch["mask"] = torch.stack([_pad(item["mask"], height, width, VOID) for item in items])
+    for key in ("index", "input_size", "original_size"):
+        if key in items[0]:
+            batch[key] = torch.tensor([item[key] for item in items])
+    for key in ("original_mask", "path"):
+        if key in items[0]:
+            batch[key] = [item[key] for item in items]
+    return batch
+
+
+def find_images(path: str | None) -> list[Path]:
+    """The image files that a path, folder or glob names, sorted.
+
+    Raises:
+        VocsegError: there are none.
+    """
+    if path is None:
+        raise VocsegError("Prediction needs images: --data.predict_path with an image, a folder or a glob.")
+    given = Path(path).expanduser()
+    if given.is_file():
+        return [given]
+    if given.is_dir():
+        found = [file for file in sorted(given.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        found = [Path(name) for name in sorted(glob.glob(str(given), recursive=True)) if Path(name).is_file()]
+    if not found:
+        what = "holds no image" if given.is_dir() else "does not exist"
+        raise VocsegError(f"Nothing to predict: {given} {what} (looked for {', '.join(IMAGE_SUFFIXES)}).")
+    return found
+
+
+def synthetic_root() -> Path:
+    """Where the drawn scenes are kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vocseg" / "synthetic"
+
+
+def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=value)
+
+
+def _described(wanted: Transforms, made: list[Any]) -> str | list[dict[str, Any]]:
+    return wanted if isinstance(wanted, str) else [describe_transform(transform) for transform in made]

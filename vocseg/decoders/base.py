@@ -1,0 +1,25 @@
+"""What a decoder is."""
+
+import lightning as L
+from torch import Tensor
+
+from vocseg.recording import Recorded
+
+
+class Decoder(Recorded, L.LightningModule):
+    """Turns a backbone's features into logits.
+
+    The task makes it from the backbone's ``channels`` and ``strides`` and the number of classes; these three come first
+    in every decoder's constructor, and settings of its own follow.
+    """
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Computes the logits.
+
+        Args:
+            features: one float tensor [B, channels[i], H / strides[i], W / strides[i]] per feature, shallow to deep.
+
+        Returns:
+            float [B, num_classes, h, w] at the decoder's own resolution; the task brings them to the input's size.
+        """
+        raise TypeError(f"{type(self).__name__} must implement forward(features) -> logits")

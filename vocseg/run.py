@@ -1,0 +1,239 @@
+"""What ``vocseg fit | validate | test | predict`` do: LightningCLI, run folders and checkpoints that say all."""
+
+import json
+import logging
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+import vocseg.backbones
+import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
+from vocseg.callbacks import PredictionWriter, ResultTable
+from vocseg.data.voc import VOCDataModule
+from vocseg.errors import VocsegError
+from vocseg.experiments import resolve_config
+from vocseg.messages import explain
+from vocseg.recording import describe
+from vocseg.task import SegmentationTask, default_optimizer
+
+LOGS = "lightning_logs"
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs one subcommand.
+
+    Args:
+        args: the subcommand and its options.
+
+    Raises:
+        VocsegError: a mistake in the options, configs, data or checkpoint.
+    """
+    _silence()
+    VocsegCLI(
+        SegmentationTask,
+        VOCDataModule,
+        save_config_callback=SaveFitConfig,
+        seed_everything_default=0,
+        parser_kwargs={
+            "exit_on_error": False,
+            **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()},
+        },
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # the task describes itself, from Python as well: see vocseg.recording
+        args=list(args),
+    )
+
+
+def _silence() -> None:
+    """Silences what is neither ours to mend nor the user's to act upon."""
+    # advertisements of other products
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
+    # Lightning calls what torch has deprecated
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # the run's folder has its config and TensorBoard events by then; only an older metrics.csv would be deleted
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    # everything of ours is logged per epoch, whatever the interval
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+
+
+class VocsegCLI(LightningCLI):
+    """LightningCLI with checkpoints as a source of settings, run folders of their own names, and short errors."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run's name, the checkpoint and prediction settings, and what flows between the groups."""
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run's folder (default: the config's)."
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.set_defaults(
+            {
+                "model.optimizer": describe(default_optimizer),
+                "checkpoint.monitor": "val/miou",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+        """Parses; a checkpoint's settings come first, then the configs, then the flags, and the later wins."""
+        subcommand, *options = args
+        options = [str(option) for option in options]
+        configs = _resolve_configs(options)
+        checkpoint = _option(options, "--ckpt_path")
+        if checkpoint is None and subcommand != "fit" and "--help" not in options and "-h" not in options:
+            raise VocsegError(f"vocseg {subcommand} needs a checkpoint: --ckpt_path <run folder>/checkpoints/best.ckpt")
+        if checkpoint is not None:
+            options = ["--config", json.dumps(checkpoint_settings(checkpoint)), *options]
+        if subcommand in ("validate", "test"):
+            options = ["--verbose", "false", *options]  # ResultTable shows the figures already
+        try:
+            self.config = parser.parse_args([subcommand, *options])
+        except ArgumentError as error:
+            raise VocsegError(explain(error.message, configs, self._parser(subcommand))) from error
+        settings = self.config[subcommand]
+        # LightningCLI would let a checkpoint's settings win over the flags if it saw the path now
+        self._checkpoint = settings.pop("ckpt_path", None)
+        run_folder = run_folder_of(checkpoint) if checkpoint else None
+        if settings.name is None:
+            settings.name = Path(configs[0]).stem if configs else run_folder.parent.name if run_folder else subcommand
+        self._run_folder = run_folder if subcommand != "fit" else None
+
+    def before_instantiate_classes(self) -> None:
+        """Gives the checkpoint's path back."""
+        self.config[self.subcommand].ckpt_path = self._checkpoint
+
+    def after_instantiate_classes(self) -> None:
+        """Records the config's description of the components: it knows those of strangers' classes, too."""
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]["model"]
+        self.model.save_hyperparameters({**dumped, "class_names": self.model.class_names})
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Makes the trainer, with our loggers and callbacks unless the config has its own."""
+        settings = self._get(self.config_init, "trainer")
+        callbacks = [*(settings.callbacks or []), ResultTable()]
+        if settings.logger is None or settings.logger is True:
+            kwargs["logger"] = self._loggers(Path(settings.default_root_dir or ".") / LOGS)
+            if not settings.fast_dev_run and self.subcommand == "fit":
+                callbacks.append(LearningRateMonitor())
+        if self.subcommand != "fit":
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+            kwargs["enable_checkpointing"] = False
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def after_fit(self) -> None:
+        """Says where things are and what to paste next."""
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero or not self.trainer.loggers:
+            return
+        checkpoints = self.trainer.checkpoint_callback
+        best = _shown(checkpoints.best_model_path)
+        photograph = _shown(self.datamodule.datasets["val"].samples[0].image)
+        logs = _shown(self.trainer.loggers[0].save_dir)
+        print(
+            f"\nRun folder  {_shown(self.trainer.loggers[0].log_dir)}\n"
+            f"Best        {checkpoints.monitor} {float(checkpoints.best_model_score):.4f}\n"
+            "Next\n"
+            f"  vocseg test --ckpt_path {best}\n"
+            f"  vocseg predict --ckpt_path {best} --data.predict_path {photograph}\n"
+            f"  tensorboard --logdir {logs}"
+        )
+
+    def after_predict(self) -> None:
+        """Says where the masks are."""
+        writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))
+        print(f"\n{len(writer.written)} masks in {_shown(writer.folder(self.trainer))}")
+
+    def _loggers(self, logs: Path) -> list[TensorBoardLogger | CSVLogger]:
+        name, version = self._get(self.config, "name"), None
+        if self._run_folder is not None:  # validate, test and predict add to the run of their checkpoint
+            logs, name, version = self._run_folder.parent.parent, self._run_folder.parent.name, self._run_folder.name
+        tensorboard = TensorBoardLogger(logs, name=name, version=version)
+        if self.subcommand != "fit":
+            return [tensorboard]  # a CSVLogger would delete the fit's metrics.csv
+        return [tensorboard, CSVLogger(logs, name=name, version=tensorboard.version)]
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Saves the config of a fit; a later test in the same folder must not overwrite it."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Saves the config when fitting."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+def checkpoint_settings(path: str) -> dict[str, Any]:
+    """The settings that a checkpoint was made with, as a config: ``model``, ``data`` and ``seed_everything``.
+
+    Raises:
+        VocsegError: there is no such file, it does not load safely, or vocseg did not write it.
+    """
+    if not Path(path).is_file():
+        found = sorted(Path(LOGS).glob("*/*/checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
+        hint = f" The newest here is {found[-1]}." if found else ""
+        raise VocsegError(f"There is no checkpoint {path}.{hint}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model = dict(checkpoint[SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY])
+        described = {"backbone", "decoder"} <= set(model)
+    except Exception as error:  # torch raises half a dozen kinds for a file that is not its own
+        raise VocsegError(f"{path} is no checkpoint of vocseg, or holds more than it may load safely.") from error
+    if not described:
+        raise VocsegError(f"{path} is no checkpoint of vocseg: it does not say what network it holds.")
+    for role in ("backbone", "decoder", "loss", "optimizer", "schedule"):
+        if "unrecorded" in (model.get(role) or {}):
+            raise VocsegError(
+                f"{path} does not say how to build its {role} ({model[role]['unrecorded']}). Load it in Python: "
+                f"SegmentationTask.load_from_checkpoint(path, {role}=...)."
+            )
+    model.pop("class_names", None)  # flows from the data
+    data = dict(checkpoint.get(VOCDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
+    seed = data.pop("seed", 0)
+    return {"seed_everything": seed, "model": model, "data": data}
+
+
+def run_folder_of(checkpoint: str) -> Path | None:
+    """The run's folder, if the checkpoint lies in the ``checkpoints`` of one."""
+    folder = Path(checkpoint).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def _resolve_configs(options: list[str]) -> list[str]:
+    """Replaces packaged experiments' names in ``options`` by their paths; returns the configs."""
+    configs = []
+    for position, option in enumerate(options):
+        if option in ("--config", "-c") and position + 1 < len(options):
+            options[position + 1] = resolve_config(options[position + 1])
+            configs.append(options[position + 1])
+        elif option.startswith("--config="):
+            configs.append(resolve_config(option.removeprefix("--config=")))
+            options[position] = f"--config={configs[-1]}"
+    return configs
+
+
+def _option(options: Sequence[str], name: str) -> str | None:
+    for position, option in enumerate(options):
+        if option == name and position + 1 < len(options):
+            return options[position + 1]
+        if option.startswith(f"{name}="):
+            return option.removeprefix(f"{name}=")
+    return None
+
+
+def _shown(path: str | Path) -> str:
+    """The path as a user would type it here."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)

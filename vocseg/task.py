@@ -1,0 +1,234 @@
+"""SegmentationTask: training, validation, test and prediction of any backbone with any decoder."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vocseg.backbones import Backbone
+from vocseg.data.labels import VOC_CLASSES
+from vocseg.errors import VocsegError
+from vocseg.losses import CrossEntropy, loss_totals
+from vocseg.metrics import Evaluation, Result
+from vocseg.recording import build, describe
+from vocseg.schedules import Schedule
+
+DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
+default_optimizer = partial(torch.optim.Adam, lr=1e-3)
+
+
+class SegmentationTask(L.LightningModule):
+    """A backbone and a decoder, and how they are trained and scored.
+
+    Checkpoints describe themselves: ``SegmentationTask.load_from_checkpoint(path)`` needs nothing else, as long as each
+    component could be recorded (see :mod:`vocseg.recording`); one that could not is passed again.
+
+    Batches are ``{"image": float32 [B, 3, H, W], "mask": int64 [B, H, W]}``, labels 0..C-1 and 255 = void, or a plain
+    ``(image, mask)``. Evaluation batches may carry ``original_mask`` (a list of the untouched masks at the photographs'
+    own sizes), ``input_size`` ([B, 2], what of each image is no padding) and ``index`` (places in the split's list).
+
+    Args:
+        backbone: a module with ``channels``, ``strides`` and ``forward(image) -> list of features``, shallow to deep.
+        decoder: makes the decoder from ``(channels, strides, num_classes)``: a class, a ``functools.partial`` of one,
+            or the finished module.
+        class_names: one name per class, in the order of the labels.
+        loss: a module ``(logits, mask) -> scalar``; cross-entropy over valid pixels if None.
+        optimizer: makes the optimizer from parameters, ``functools.partial(torch.optim.AdamW, lr=1e-3)`` for one.
+        backbone_lr: learning rate of the backbone where it differs from the optimizer's.
+        schedule: how the rates change over the run; constant if None.
+        channels_last: keep images and weights in torch's channels-last memory format, which is faster on CPUs and on
+            GPUs with tensor cores and changes no result beyond rounding.
+
+    Attributes:
+        results: the last :class:`vocseg.metrics.Result` of ``val`` and ``test``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | nn.Module,
+        decoder: DecoderCallable,
+        class_names: Sequence[str] = VOC_CLASSES,
+        loss: nn.Module | None = None,
+        optimizer: OptimizerCallable = default_optimizer,
+        backbone_lr: float | None = None,
+        schedule: Schedule | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        self.save_hyperparameters(
+            {
+                "backbone": describe(backbone),
+                "decoder": describe(decoder, skip=3),
+                "class_names": self.class_names,
+                "loss": describe(loss),
+                "optimizer": describe(optimizer),
+                "backbone_lr": backbone_lr,
+                "schedule": describe(schedule),
+                "channels_last": channels_last,
+            }
+        )
+        # a checkpoint hands over the descriptions themselves
+        self.backbone = build(backbone, "backbone", nn.Module)() if isinstance(backbone, dict) else backbone
+        if isinstance(decoder, dict):
+            decoder = build(decoder, "decoder", nn.Module)
+        if not isinstance(decoder, nn.Module):
+            decoder = decoder(list(self.backbone.channels), list(self.backbone.strides), len(self.class_names))
+        self.decoder = decoder
+        self.loss = (build(loss, "loss", nn.Module)() if isinstance(loss, dict) else loss) or CrossEntropy()
+        self.optimizer = (
+            build(optimizer, "optimizer", torch.optim.Optimizer) if isinstance(optimizer, dict) else optimizer
+        )
+        self.backbone_lr = backbone_lr
+        self.schedule = (
+            build(schedule, "schedule", Schedule)() if isinstance(schedule, dict) else schedule
+        ) or Schedule()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
+        self.results: dict[str, Result] = {}
+        self._evaluations = {stage: Evaluation(len(self.class_names)) for stage in ("val", "test")}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Computes the logits of images of any size.
+
+        An image that the backbone's stride does not divide is padded on the right and at the bottom, and its logits are
+        cropped back: logit (i, j) describes pixel (i, j).
+
+        Args:
+            image: float [B, 3, H, W], normalised.
+
+        Returns:
+            float32 [B, C, H, W].
+        """
+        height, width = image.shape[-2:]
+        stride = max(self.backbone.strides)
+        padded = F.pad(image, (0, -width % stride, 0, -height % stride)).contiguous(memory_format=self.memory_format)
+        trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            features = self.backbone(padded)
+        return resize(self.decoder(features).float(), padded.shape[-2:])[..., :height, :width]
+
+    def setup(self, stage: str) -> None:
+        """Reads the backbone's pretrained weights if a new training starts here."""
+        if stage == "fit" and self.trainer.ckpt_path is None and hasattr(self.backbone, "load_pretrained"):
+            self.backbone.load_pretrained()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One batch's loss, a float scalar."""
+        image, mask = _image_and_mask(batch)
+        loss = self.loss(self(image), mask)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Adds a batch to the validation figures."""
+        self._evaluate(batch, self._evaluations["val"])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Adds a batch to the test figures."""
+        self._evaluate(batch, self._evaluations["test"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/...``."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/...``."""
+        self._finish("test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[Tensor]:
+        """The label map of each image, uint8 [H, W], at ``original_size`` if the batch has it, else the input's."""
+        image = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
+        sizes = batch.get("original_size") if isinstance(batch, dict) else None
+        inputs = batch.get("input_size") if isinstance(batch, dict) else None
+        return [label_map.to(torch.uint8) for label_map in label_maps(self(image), inputs, sizes)]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over what trains, the backbone in a group of its own, and the schedule."""
+        groups = []
+        for name, module in (("backbone", self.backbone), ("decoder", self.decoder), ("loss", self.loss)):
+            parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            if parameters:
+                groups.append({"params": parameters, "name": name})
+                if name == "backbone" and self.backbone_lr is not None:
+                    groups[-1]["lr"] = self.backbone_lr
+        if not groups:
+            raise VocsegError("Nothing is left to train: backbone and decoder are both frozen.")
+        optimizer = self.optimizer(groups)
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule.attach(optimizer, self.trainer)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of other classes, before its shapes would."""
+        recorded = (checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("class_names")
+        if recorded is not None and list(recorded) != self.class_names:
+            raise VocsegError(
+                f"The checkpoint was trained on {len(recorded)} classes ({_some(recorded)}), but the data has "
+                f"{len(self.class_names)} ({_some(self.class_names)})."
+            )
+
+    def _evaluate(self, batch: Any, evaluation: Evaluation) -> None:
+        image, mask = _image_and_mask(batch)
+        logits = self(image)
+        evaluation.update_loss(*loss_totals(self.loss, logits, mask))
+        extras = batch if isinstance(batch, dict) else {}
+        targets = extras.get("original_mask", mask)
+        indices = extras.get("index", range(len(evaluation.matrices), len(evaluation.matrices) + len(image)))
+        maps = label_maps(logits, extras.get("input_size"), [target.shape[-2:] for target in targets])
+        for prediction, target, index in zip(maps, targets, indices, strict=True):
+            evaluation.update_image(prediction, target, int(index))
+
+    def _finish(self, stage: str) -> None:
+        evaluation = self._evaluations[stage]
+        result = evaluation.compute()
+        evaluation.reset()
+        self.results[stage] = result
+        self.log(f"{stage}/loss", result.loss)
+        self.log(f"{stage}/miou", result.miou, prog_bar=True)
+        self.log(f"{stage}/pixel_accuracy", result.pixel_accuracy)
+        for name, iou in zip(self.class_names, result.iou, strict=True):
+            if iou == iou:  # a class that occurs in neither prediction nor target has no IoU
+                self.log(f"{stage}/iou/{name}", iou)
+
+
+def label_maps(logits: Tensor, input_sizes: Any, sizes: Any) -> list[Tensor]:
+    """Takes each image's argmax at its own size.
+
+    Args:
+        logits: float [B, C, H, W].
+        input_sizes: [B, 2] height and width of the part of each image that is no padding, or None: all of it.
+        sizes: [B, 2] sizes wanted, or None: the input's.
+
+    Returns:
+        B int64 tensors [H_i, W_i].
+    """
+    maps = []
+    for number, scores in enumerate(logits):
+        if input_sizes is not None:
+            height, width = (int(side) for side in input_sizes[number])
+            scores = scores[:, :height, :width]
+        size = scores.shape[-2:] if sizes is None else tuple(int(side) for side in sizes[number])
+        # max is several times faster than argmax over a leading axis
+        maps.append(resize(scores[None], size)[0].max(0).indices)
+    return maps
+
+
+def resize(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, pixel centres aligned; returns its argument when the size is right already."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _image_and_mask(batch: Any) -> tuple[Tensor, Tensor]:
+    image, mask = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
+    return image, mask.long()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
