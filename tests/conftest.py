@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vocseg.cli import main
-from vocseg.data.synthetic import write_tree
+from vocseg.data.synthetic import SYNTHETIC_CLASSES, write_tree
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +42,7 @@ def tiny(voc_root):
     """Flags of a fit that takes a second or two."""
     return [
         *("--config", "quickstart", "--data.root", voc_root, "--data.num_workers", 0, "--data.batch_size", 4),
-        *("--data.class_names", SYNTHETIC_NAMES, "--data.image_size", 64, "--trainer.max_epochs", 2),
+        *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--data.image_size", 64, "--trainer.max_epochs", 2),
         *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
         *("--trainer.accelerator", "cpu"),
     ]
-
-
-from vocseg.data.synthetic import SYNTHETIC_CLASSES  # noqa: E402
-
-SYNTHETIC_NAMES = "[" + ",".join(SYNTHETIC_CLASSES) + "]"

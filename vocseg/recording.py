@@ -52,7 +52,7 @@ def describe(component: Any, *, skip: int = 0) -> dict[str, Any] | None:
     elif isinstance(component, type):
         made_by, arguments, recordable = component, {}, True
     else:
-        made_by, arguments = type(component), component.__dict__.get("_recorded")
+        made_by, arguments = type(component), getattr(component, "__dict__", {}).get("_recorded")
         recordable = arguments is not None
         if not recordable and isinstance(component, nn.Module):
             arguments, recordable = {}, len(inspect.signature(made_by.__init__).parameters) == 1
@@ -108,11 +108,15 @@ def build(description: Mapping[str, Any], role: str, base: type | tuple[type, ..
     module_name, _, class_name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        hint = nearest(class_name, dir(sys.modules.get(module_name, "")))
+    except (ImportError, ValueError) as error:
         raise VocsegError(
-            f"{role}: {class_path} cannot be imported here ({error}).{hint} "
-            f"Put its module on PYTHONPATH, or pass it yourself: load_from_checkpoint(path, {role}=...)."
+            f"{role}: {class_path} cannot be imported here ({error}). Put its module on PYTHONPATH, or pass the "
+            f"{role} itself: load_from_checkpoint(path, {role}=...)."
+        ) from error
+    except AttributeError as error:
+        classes = [name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, type)]
+        raise VocsegError(
+            f"{role}: {module_name} has no class {class_name!r}.{nearest(class_name, classes)}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise VocsegError(f"{role}: {class_path} is no class that can serve as {role}: not built.")

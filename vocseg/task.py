@@ -1,6 +1,6 @@
 """SegmentationTask: training, validation, test and prediction of any backbone with any decoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -145,9 +145,12 @@ class SegmentationTask(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> list[Tensor]:
         """The label map of each image, uint8 [H, W], at ``original_size`` if the batch has it, else the input's."""
         image = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
-        sizes = batch.get("original_size") if isinstance(batch, dict) else None
-        inputs = batch.get("input_size") if isinstance(batch, dict) else None
-        return [label_map.to(torch.uint8) for label_map in label_maps(self(image), inputs, sizes)]
+        extras = batch if isinstance(batch, dict) else {}
+        maps: dict[int, Tensor] = {}
+        for rows, part in parts_of_one_size(image, extras.get("input_size")):
+            for row, scores in zip(rows, self(part), strict=True):
+                maps[row] = label_map(scores, extras.get("original_size", {row: part.shape[-2:]})[row])
+        return [maps[row].to(torch.uint8) for row in range(len(image))]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer over what trains, the backbone in a group of its own, and the schedule."""
@@ -174,14 +177,17 @@ class SegmentationTask(L.LightningModule):
 
     def _evaluate(self, batch: Any, evaluation: Evaluation) -> None:
         image, mask = _image_and_mask(batch)
-        logits = self(image)
-        evaluation.update_loss(*loss_totals(self.loss, logits, mask))
         extras = batch if isinstance(batch, dict) else {}
         targets = extras.get("original_mask", mask)
-        indices = extras.get("index", range(len(evaluation.matrices), len(evaluation.matrices) + len(image)))
-        maps = label_maps(logits, extras.get("input_size"), [target.shape[-2:] for target in targets])
-        for prediction, target, index in zip(maps, targets, indices, strict=True):
-            evaluation.update_image(prediction, target, int(index))
+        seen = len(evaluation.matrices)
+        indices = extras.get("index", range(seen, seen + len(image)))
+        for rows, part in parts_of_one_size(image, extras.get("input_size")):
+            logits = self(part)
+            height, width = part.shape[-2:]
+            evaluation.update_loss(*loss_totals(self.loss, logits, mask[rows, :height, :width]))
+            for row, scores in zip(rows, logits, strict=True):
+                prediction = label_map(scores, targets[row].shape[-2:])
+                evaluation.update_image(prediction, targets[row], int(indices[row]))
 
     def _finish(self, stage: str) -> None:
         evaluation = self._evaluations[stage]
@@ -196,26 +202,30 @@ class SegmentationTask(L.LightningModule):
                 self.log(f"{stage}/iou/{name}", iou)
 
 
-def label_maps(logits: Tensor, input_sizes: Any, sizes: Any) -> list[Tensor]:
-    """Takes each image's argmax at its own size.
+def parts_of_one_size(image: Tensor, input_sizes: Any) -> Iterator[tuple[list[int], Tensor]]:
+    """Takes a batch apart into images of equal size, without the padding that made them one batch.
+
+    An image's logits must not depend on what else is in its batch.
 
     Args:
-        logits: float [B, C, H, W].
-        input_sizes: [B, 2] height and width of the part of each image that is no padding, or None: all of it.
-        sizes: [B, 2] sizes wanted, or None: the input's.
+        image: float [B, 3, H, W].
+        input_sizes: [B, 2] height and width of what is no padding, or None: nothing is.
 
-    Returns:
-        B int64 tensors [H_i, W_i].
+    Yields:
+        Places in the batch, and their images [b, 3, h, w].
     """
-    maps = []
-    for number, scores in enumerate(logits):
-        if input_sizes is not None:
-            height, width = (int(side) for side in input_sizes[number])
-            scores = scores[:, :height, :width]
-        size = scores.shape[-2:] if sizes is None else tuple(int(side) for side in sizes[number])
-        # max is several times faster than argmax over a leading axis
-        maps.append(resize(scores[None], size)[0].max(0).indices)
-    return maps
+    rows_of: dict[tuple[int, int], list[int]] = {}
+    for row in range(len(image)):
+        height, width = image.shape[-2:] if input_sizes is None else input_sizes[row]
+        rows_of.setdefault((int(height), int(width)), []).append(row)
+    for (height, width), rows in rows_of.items():
+        yield rows, image[rows, :, :height, :width]
+
+
+def label_map(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax: int64 [H, W]."""
+    # max is several times faster than argmax over a leading axis
+    return resize(scores[None], [int(side) for side in size])[0].max(0).indices
 
 
 def resize(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -157,7 +157,7 @@ def test_labels_that_are_no_class_are_found_before_training(voc_root):
 
 @pytest.mark.parametrize("settings", [{"class_names": ["one"]}, {"batch_size": 0}, {"image_size": 0}])
 def test_impossible_settings_are_refused(settings):
-    with pytest.raises(VocsegError, match="at least|must name"):
+    with pytest.raises(VocsegError, match=r"at least|must name"):
         VOCDataModule(**settings)
 
 

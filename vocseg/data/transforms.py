@@ -21,10 +21,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's RGB values in [0, 1]; every image is normalised with them."""
 
 TRAIN_PIPELINES = {
-    "resize": lambda height, width: [A.Resize(height, width)],
-    "flip": lambda height, width: [A.Resize(height, width), A.HorizontalFlip(p=0.5)],
+    "resize": lambda height, width: [A.Resize(height, width, area_for_downscale="image")],
+    "flip": lambda height, width: [A.Resize(height, width, area_for_downscale="image"), A.HorizontalFlip(p=0.5)],
     "crop": lambda height, width: [
-        A.RandomResizedCrop((height, width), scale=(0.25, 1.0)),
+        A.RandomResizedCrop((height, width), scale=(0.25, 1.0), area_for_downscale="image"),
         A.HorizontalFlip(p=0.5),
         A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05, p=0.8),
     ],
@@ -32,12 +32,13 @@ TRAIN_PIPELINES = {
 """What ``train_transforms`` may name.
 
 resize: to the image size, the ratio of the sides given up (the paper); flip: the same, mirrored half the time; crop: a
-random part of 25 to 100 % of the area, mirrored half the time, colours jittered.
+random part of 25 to 100 % of the area, mirrored half the time, colours jittered. Images are made smaller by averaging
+areas, as photographs should be; masks always take the nearest label.
 """
 
 EVAL_PIPELINES = {
-    "resize": lambda height, width: [A.Resize(height, width)],
-    "keep_ratio": lambda height, width: [A.LongestMaxSize(max(height, width))],
+    "resize": lambda height, width: [A.Resize(height, width, area_for_downscale="image")],
+    "keep_ratio": lambda height, width: [A.LongestMaxSize(max(height, width), area_for_downscale="image")],
 }
 """What ``eval_transforms`` may name.
 
