@@ -51,7 +51,10 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
             f"{key}: there is no class {unknown_class!r}{_where(unknown_class, configs)}."
             f"{nearest(unknown_class, names)}{known} Classes of your own need their module: my_module.MyClass."
         )
-    setting, class_path = _found(r"Option '([^']+)' is not accepted", message), _found(r"class_path '([^']+)'", message)
+    setting, class_path = (
+        _found(r"Option '([^']+)' is not accepted", message),
+        _found(r"class_path[ =]'([^']+)'", message),
+    )
     if setting and class_path:
         names = _settings(class_path)
         return (

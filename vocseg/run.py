@@ -28,17 +28,21 @@ from vocseg.task import SegmentationTask, default_optimizer
 LOGS = "lightning_logs"
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "VocsegCLI":
     """Runs one subcommand.
 
     Args:
         args: the subcommand and its options.
+        cli_class: a VocsegCLI of one's own.
+
+    Returns:
+        The command line after its run, with its ``model``, ``datamodule`` and ``trainer``.
 
     Raises:
         VocsegError: a mistake in the options, configs, data or checkpoint.
     """
     _silence()
-    VocsegCLI(
+    return (cli_class or VocsegCLI)(
         SegmentationTask,
         VOCDataModule,
         save_config_callback=SaveFitConfig,
@@ -128,7 +132,7 @@ class VocsegCLI(LightningCLI):
         if settings.logger is None or settings.logger is True:
             kwargs["logger"] = self._loggers(Path(settings.default_root_dir or ".") / LOGS)
             if not settings.fast_dev_run and self.subcommand == "fit":
-                callbacks.append(LearningRateMonitor())
+                callbacks.append(LearningRateMonitor("epoch"))
         if self.subcommand != "fit":
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
             kwargs["enable_checkpointing"] = False

@@ -17,6 +17,7 @@ from vocseg.losses import CrossEntropy, loss_totals
 from vocseg.metrics import Evaluation, Result
 from vocseg.recording import build, describe
 from vocseg.schedules import Schedule
+from vocseg.state_dicts import check_fits
 
 DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
@@ -167,13 +168,14 @@ class SegmentationTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.schedule.attach(optimizer, self.trainer)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of other classes, before its shapes would."""
+        """Refuses a checkpoint of other classes or of another network, in words."""
         recorded = (checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("class_names")
         if recorded is not None and list(recorded) != self.class_names:
             raise VocsegError(
                 f"The checkpoint was trained on {len(recorded)} classes ({_some(recorded)}), but the data has "
                 f"{len(self.class_names)} ({_some(self.class_names)})."
             )
+        check_fits(checkpoint["state_dict"], self.state_dict(), "The checkpoint", "the network as configured")
 
     def _evaluate(self, batch: Any, evaluation: Evaluation) -> None:
         image, mask = _image_and_mask(batch)

@@ -54,7 +54,7 @@ def test_weights_that_do_not_fit_name_their_keys(weights, tmp_path):
 
 def test_weights_of_another_depth_name_the_shapes(tmp_path):
     torch.save(models.resnet50(weights=None).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(VocsegError, match=r"do not fit ResNet:[\s\S]*more"):
+    with pytest.raises(VocsegError, match=r"does not fit ResNet:[\s\S]*more"):
         ResNet(18, weights=str(tmp_path / "w.pth")).load_pretrained()
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vocseg.errors import VocsegError, nearest
 from vocseg.recording import Recorded
+from vocseg.state_dicts import check_fits
 
 
 class Backbone(Recorded, L.LightningModule):
@@ -74,18 +75,7 @@ class Backbone(Recorded, L.LightningModule):
         state = {
             key: value for key, value in self._read_weights(source).items() if not key.startswith(self.unused_weights)
         }
-        own = self.state_dict()
-        complaints = [f"missing: {key}" for key in own if key not in state and not key.endswith("num_batches_tracked")]
-        complaints += [f"not of this network: {key}" for key in state if key not in own]
-        complaints += [
-            f"{key}: shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ]
-        if complaints:
-            shown = "\n".join(f"  {line}" for line in complaints[:6])
-            more = f"\n  and {len(complaints) - 6} more" if len(complaints) > 6 else ""
-            raise VocsegError(f"The weights {source} do not fit {type(self).__name__}:\n{shown}{more}")
+        check_fits(state, self.state_dict(), f"The weights file or name {source!r}", type(self).__name__)
         self.load_state_dict(state, strict=False)
 
     def _read_weights(self, source: str) -> dict[str, Tensor]:

@@ -1,0 +1,95 @@
+"""What answers without Lightning, and how the package is installed."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vocseg as package
+from vocseg.cli import main
+from vocseg.errors import VocsegError
+from vocseg.experiments import resolve_config
+
+REPOSITORY = Path(__file__).parent.parent
+NAMES = {"baseline", "mobilenet", "quickstart", "transfer"}
+
+
+def test_help_and_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vocseg {package.__version__}\n"
+    for args in ([], ["--help"], ["-h"]):
+        assert main(args) == 0
+        out = capsys.readouterr().out
+        assert all(command in out for command in ("fit", "validate", "test", "predict", "experiments"))
+
+
+def test_help_and_version_import_nothing_heavy():
+    """What makes them quick: neither torch nor lightning is imported."""
+    code = (
+        "import sys; from vocseg.cli import main; main(['--help']); main(['--version']); main(['experiments']); "
+        "print({'torch', 'lightning', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_experiments_are_listed_with_one_line_each(capsys):
+    assert main(["experiments"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} >= NAMES
+    assert all(len(line.split()) > 5 for line in lines)
+
+
+@pytest.mark.parametrize("given", ["transfer", "transfer.yaml", "experiments/transfer.yaml"])
+def test_experiments_are_found_by_name_where_no_such_file_is(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(resolve_config(given)) == REPOSITORY / "experiments" / "transfer.yaml"
+    (tmp_path / "experiments").mkdir()
+    for name in ("transfer", "transfer.yaml", "experiments/transfer.yaml"):
+        (tmp_path / name).write_text("mine: true")
+    assert resolve_config(given) == given
+
+
+@pytest.mark.parametrize("given", ["elsewhere/transfer.yaml", "transfer.json", "trasnfer"])
+def test_other_paths_do_not_fall_back(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VocsegError, match="transfer"):
+        resolve_config(given)
+
+
+def test_the_public_names_exist():
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = package.Nonsense
+
+
+def test_the_wheel_carries_the_experiments(tmp_path):
+    """Built as pip builds it, unpacked elsewhere, run from an empty folder."""
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
+    subprocess.run([*build, str(REPOSITORY)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        names = archive.namelist()
+    assert not [name for name in names if name.startswith(("tests", "experiments", "lightning_logs", "benchmarks"))]
+    assert not [name for name in names if name.endswith((".md", ".json", ".png"))]
+    empty.mkdir()
+    code = (
+        "from vocseg.cli import main; from vocseg.experiments import resolve_config; main(['experiments']); "
+        "[print(resolve_config(name)) for name in ('transfer', 'transfer.yaml', 'experiments/transfer.yaml')]"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True)
+    *listed, first, second, third = done.stdout.splitlines()
+    assert {line.split()[0] for line in listed} >= NAMES, done.stderr
+    assert first == second == third == str(site / "vocseg" / "packaged_experiments" / "transfer.yaml")
+
+
+def test_python_m_vocseg():
+    done = subprocess.run([sys.executable, "-m", "vocseg", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"vocseg {package.__version__}"

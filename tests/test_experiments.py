@@ -1,0 +1,34 @@
+"""Every packaged experiment parses, instantiates, and says its command."""
+
+import pytest
+
+from vocseg.experiments import experiments_folder, list_experiments
+from vocseg.run import VocsegCLI, run
+
+NAMES = [name for name, _ in list_experiments()]
+
+
+class Instantiated(VocsegCLI):
+    """Stops before training."""
+
+    def fit(self, **kwargs):
+        pass
+
+    def after_fit(self):
+        pass
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiments_instantiate(name):
+    text = (experiments_folder() / f"{name}.yaml").read_text()
+    weights = ["--model.backbone.weights", "null"] if "weights:" in text else []
+    cli = run(["fit", "--config", name, *weights], Instantiated)
+    assert len(cli.model.class_names) == len(cli.datamodule.class_names)
+    assert cli.trainer.max_epochs > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiments_say_what_they_are_and_their_command(name):
+    text = (experiments_folder() / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert f"vocseg fit --config {name}" in text or f"vocseg fit --config experiments/{name}.yaml" in text

@@ -1,0 +1,222 @@
+"""The real command line in-process, on real files."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vocseg import SegmentationTask
+from vocseg.cli import main
+from vocseg.data.labels import VOC_PALETTE
+from vocseg.data.synthetic import SYNTHETIC_CLASSES
+
+QUIET = ["--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, voc_root):
+    """A finished fit of two epochs: (folder it ran in, run folder, what it printed)."""
+    import contextlib
+    import io
+    import os
+
+    folder = tmp_path_factory.mktemp("fit")
+    before, printed = os.getcwd(), io.StringIO()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(printed):
+            status = main([*fit_flags(voc_root), "--model.optimizer.lr", "0.002"])
+    finally:
+        os.chdir(before)
+    assert status == 0
+    return folder, folder / "lightning_logs" / "quickstart" / "version_0", printed.getvalue()
+
+
+def fit_flags(voc_root):
+    return [
+        *("fit", "--config", "quickstart", "--data.root", str(voc_root), "--data.num_workers", "0"),
+        *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--data.image_size", "64"),
+        *("--data.batch_size", "4", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", *QUIET),
+    ]
+
+
+def scalars(run_folder):
+    with (run_folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_fit_leaves_a_run_folder(run, voc_root):
+    _, folder, printed = run
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.csv", "hparams.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"]["root"] == str(voc_root)
+    assert config["name"] == "quickstart"
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.002
+    names = {"train/loss", "val/loss", "val/miou", "val/pixel_accuracy", "val/iou/disc", "lr-AdamW/backbone"}
+    assert names <= set(scalars(folder)[0])
+    events = EventAccumulator(str(folder)).Reload()
+    assert names <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("val/miou")) == 2
+    assert "mIoU" in printed
+    assert "all background" in printed
+
+
+def test_the_end_of_fit_prints_commands_that_work(run, monkeypatch, capsys):
+    folder, _, printed = run
+    monkeypatch.chdir(folder)
+    commands = [line.split() for line in printed.splitlines() if line.startswith("  vocseg ")]
+    assert [command[1] for command in commands] == ["test", "predict"]
+    for command in commands:
+        assert main([*command[1:], *QUIET]) == 0
+
+
+def test_validate_reproduces_the_fit(run, vocseg, capsys):
+    _, folder, _ = run
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    logged = max(float(row["val/miou"]) for row in scalars(folder) if row["val/miou"])
+    status, out, _ = vocseg("validate", "--ckpt_path", folder / "checkpoints" / "best.ckpt", *QUIET)
+    assert status == 0
+    shown = float(next(line for line in out.splitlines() if "mIoU" in line).split("│")[2])
+    assert shown == pytest.approx(logged, abs=1e-4)
+    assert best["epoch"] in (0, 1)
+
+
+def test_test_needs_the_checkpoint_alone_and_adds_to_its_run(run, vocseg):
+    _, folder, _ = run
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "test" not in path.name}
+    status, out, _ = vocseg("test", "--ckpt_path", folder / "checkpoints" / "best.ckpt", *QUIET)
+    assert status == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    record = json.loads((folder / "test.json").read_text())
+    assert record["images"] == 4
+    assert f"{record['miou']:.4f}" in out
+    assert set(record["iou"]) == set(SYNTHETIC_CLASSES)
+    assert set(record["all_background"]) == {"miou", "pixel_accuracy"}
+
+
+def test_flags_win_over_the_checkpoint(run, vocseg):
+    _, folder, _ = run
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    status, out, _ = vocseg("test", "--ckpt_path", checkpoint, "--data.test_split", "val", *QUIET)
+    assert status == 0
+    assert "Test: 5 images" in out
+    status, _, err = vocseg("test", "--ckpt_path", checkpoint, "--model.decoder.width", "8", *QUIET)
+    assert status == 1  # the flag won, and then the weights no longer fit
+    assert "does not fit" in err
+    assert "decoder.reduce.0.weight: shape (64, 128, 1, 1), expected (8, 128, 1, 1)" in err
+
+
+def test_predict_needs_no_tree_and_writes_palette_masks(run, vocseg, tmp_path):
+    _, folder, _ = run
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    rng = np.random.default_rng(0)
+    sizes = {"a.jpg": (33, 47), "b.png": (120, 60), "a.png": (64, 64), "grey.jpg": (50, 70)}
+    for name, (height, width) in sizes.items():
+        image = Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        (image.convert("L") if name == "grey.jpg" else image).save(photographs / name)
+    status, out, err = vocseg(
+        *("predict", "--ckpt_path", folder / "checkpoints" / "best.ckpt", "--data.root", "/gone", *QUIET),
+        *("--data.predict_path", photographs, "--predictions.output_dir", tmp_path / "masks"),
+    )
+    assert (status, err) == (0, "")
+    assert f"4 masks in {tmp_path / 'masks'}" in out or "4 masks in masks" in out
+    # a.jpg and a.png cannot both be a.png: the second in the list keeps its suffix
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == {"a.png", "a.png.png", "b.png", "grey.png"}
+    for name, source in (("a.png", "a.jpg"), ("a.png.png", "a.png"), ("b.png", "b.png"), ("grey.png", "grey.jpg")):
+        with Image.open(tmp_path / "masks" / name) as mask:
+            assert (mask.mode, mask.size) == ("P", sizes[source][::-1])
+            assert np.array(mask).max() < len(SYNTHETIC_CLASSES)
+            assert mask.getpalette() == VOC_PALETTE.ravel().tolist()
+
+
+def test_a_data_root_that_is_gone_names_the_flag(run, vocseg, voc_root, tmp_path):
+    _, folder, _ = run
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    status, _, err = vocseg("test", "--ckpt_path", checkpoint, "--data.root", tmp_path / "gone", *QUIET)
+    assert status == 1
+    assert "--data.root" in err
+    assert str(tmp_path / "gone") in err
+    moved = shutil.copytree(voc_root, tmp_path / "new")
+    assert vocseg("test", "--ckpt_path", checkpoint, "--data.root", moved)[0] == 0
+
+
+def test_a_cli_checkpoint_loads_in_python_and_goes_back(run, vocseg, tmp_path):
+    """CLI, then Python, then CLI."""
+    import lightning as L
+
+    from vocseg import VOCDataModule
+
+    _, folder, _ = run
+    task = SegmentationTask.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
+    assert task.class_names == list(SYNTHETIC_CLASSES)
+    assert task.optimizer.keywords["lr"] == 0.002
+    data = VOCDataModule.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
+    trainer = L.Trainer(default_root_dir=tmp_path, max_epochs=1, logger=False, accelerator="cpu")
+    trainer.fit(task, data)
+    trainer.save_checkpoint(tmp_path / "again.ckpt")
+    status, out, _ = vocseg("test", "--ckpt_path", tmp_path / "again.ckpt", *QUIET)
+    assert status == 0
+    assert "mIoU" in out
+    assert (tmp_path / "lightning_logs" / "test" / "version_0" / "test.json").is_file()
+
+
+def test_training_is_the_same_twice(voc_root, vocseg, tmp_path):
+    rows = []
+    for name in ("a", "b"):
+        assert vocseg(*fit_flags(voc_root), "--name", name)[0] == 0
+        rows.append(scalars(tmp_path / "lightning_logs" / name / "version_0"))
+    assert rows[0] == rows[1]
+
+
+def mistakes(voc_root):
+    fit = ["fit", "--config", "quickstart", "--data.root", voc_root]
+    own = ["fit", "--config", "mine.yaml"]
+    return {
+        "command": (["fti"], "Did you mean 'fit'"),
+        "config": (["fit", "--config", "mobilnet"], "Did you mean 'mobilenet'"),
+        "option": ([*fit, "--data.bach_size", 3], "Did you mean 'data.batch_size'"),
+        "option in a file": (own, r"'model.bakcbone' (in mine.yaml). Did you mean 'model.backbone'"),
+        "class": ([*fit, "--model.decoder", "SkipDecodr"], "Did you mean 'SkipDecoder'"),
+        "setting": ([*fit, "--model.decoder.widht", 3], "Did you mean 'width'"),
+        "value": ([*fit, "--data.batch_size", "many"], "data.batch_size: expected int, got many"),
+        "choice": ([*fit, "--data.year", "2008"], "2007"),
+        "optimizer": ([*fit, "--model.optimizer", "Adamm"], "Did you mean 'Adam'"),
+        "module": ([*fit, "--model.backbone", "no_module.Net"], "No module named 'no_module'"),
+        "transform": ([*fit, "--data.train_transforms", "[HorizontalFlop]"], "Did you mean 'HorizontalFlip'"),
+        "pipeline": ([*fit, "--data.train_transforms", "corp"], "Did you mean 'crop'"),
+        "nothing": (["fit"], "--model.backbone"),
+        "no checkpoint": (["test"], "--ckpt_path"),
+        "missing checkpoint": (["test", "--ckpt_path", "none.ckpt"], "no checkpoint none.ckpt"),
+        "foreign checkpoint": (["test", "--ckpt_path", "mine.yaml"], "no checkpoint of vocseg"),
+        "foreign torch file": (["test", "--ckpt_path", "foreign.pt"], "no checkpoint of vocseg"),
+        "missing tree": (["fit", "--config", "baseline", "--data.root", "nowhere"], "quickstart"),
+        "missing weights": (
+            ["fit", "--config", "mobilenet", "--data.root", voc_root, "--model.backbone.weights", "none.pth"],
+            "none.pth",
+        ),
+        "expanded glob": ([*fit, "--data.predict_path", "mine.yaml", "foreign.pt"], "needs quotes"),
+    }
+
+
+@pytest.mark.parametrize("case", mistakes(""))
+def test_mistakes_get_a_few_lines(case, voc_root, vocseg, tmp_path):
+    (tmp_path / "mine.yaml").write_text("model:\n  bakcbone:\n    class_path: ResNet\n")
+    torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1}}, tmp_path / "foreign.pt")
+    args, message = mistakes(voc_root)[case]
+    extra = ["--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]"] if str(voc_root) in map(str, args) else []
+    status, _, err = vocseg(*args, *extra)
+    assert status != 0
+    assert message in err
+    assert "Traceback" not in err
+    assert (
+        len([line for line in err.splitlines() if line.startswith(("vocseg:", " ", "There")) or "error" in line]) < 12
+    )
+    assert "usage:" not in err
