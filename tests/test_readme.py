@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from vocseg import VOCDataModule
 from vocseg.experiments import list_experiments
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -28,9 +31,6 @@ def test_the_experiments_it_names_exist():
 
 
 def test_its_transforms_are_valid():
-    import yaml
-
-    from vocseg import VOCDataModule
 
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert len(VOCDataModule(**yaml.safe_load(block)["data"]).train_transforms) == 3

@@ -64,6 +64,18 @@ def test_descriptions(component, description):
     assert describe(component) == description
 
 
+class Passing(Schedule):
+    """A stranger's subclass that hands on whatever it gets."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+def test_arguments_handed_on_are_recorded_by_their_names_or_not_at_all():
+    assert describe(Passing(kind="poly", warmup=2))["init_args"] == {"kind": "poly", "warmup": 2}
+    assert describe(Passing("poly")) == {"unrecorded": f"{__name__}.Passing"}
+
+
 def test_local_classes_are_not_recorded():
     class Local(nn.Module):
         def __init__(self):

@@ -96,6 +96,7 @@ def test_test_needs_the_checkpoint_alone_and_adds_to_its_run(run, vocseg):
     assert all(path.read_bytes() == content for path, content in before.items())
     record = json.loads((folder / "test.json").read_text())
     assert record["images"] == 4
+    assert record["data"]["test_split"] == "test"
     assert f"{record['miou']:.4f}" in out
     assert set(record["iou"]) == set(SYNTHETIC_CLASSES)
     assert set(record["all_background"]) == {"miou", "pixel_accuracy"}
@@ -168,6 +169,17 @@ def test_a_cli_checkpoint_loads_in_python_and_goes_back(run, vocseg, tmp_path):
     assert (tmp_path / "lightning_logs" / "test" / "version_0" / "test.json").is_file()
 
 
+def test_fast_dev_run_of_every_command(run, voc_root, vocseg, tmp_path):
+    checkpoint = run[1] / "checkpoints" / "best.ckpt"
+    fast = ["--trainer.fast_dev_run", "1", *QUIET]
+    photograph = next((voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())
+    assert vocseg(*fit_flags(voc_root), *fast)[0] == 0
+    assert vocseg("validate", "--ckpt_path", checkpoint, *fast)[0] == 0
+    assert vocseg("test", "--ckpt_path", checkpoint, *fast)[0] == 0
+    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", photograph, *fast)[0] == 0
+    assert not (tmp_path / "lightning_logs").exists()
+
+
 def test_training_is_the_same_twice(voc_root, vocseg, tmp_path):
     rows = []
     for name in ("a", "b"):
@@ -202,6 +214,7 @@ def mistakes(voc_root):
             ["fit", "--config", "mobilenet", "--data.root", voc_root, "--model.backbone.weights", "none.pth"],
             "none.pth",
         ),
+        "trainer": ([*fit, "--trainer.accelerator", "gpuu"], "gpuu"),
         "expanded glob": ([*fit, "--data.predict_path", "mine.yaml", "foreign.pt"], "needs quotes"),
     }
 

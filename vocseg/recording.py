@@ -26,9 +26,18 @@ class Recorded:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        signature = inspect.signature(cls.__init__)
+        bound = signature.bind_partial(self, *args, **kwargs)
         bound.apply_defaults()
-        arguments = dict(list(bound.arguments.items())[1:])
+        arguments = {}
+        for name, value in list(bound.arguments.items())[1:]:
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL and value:
+                return self  # arguments without names cannot be written down
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                arguments.update(value)
+            elif kind is not inspect.Parameter.VAR_POSITIONAL:
+                arguments[name] = value
         self.__dict__["_recorded"] = arguments
         return self
 
@@ -121,6 +130,14 @@ def build(description: Mapping[str, Any], role: str, base: type | tuple[type, ..
     if not (isinstance(found, type) and issubclass(found, base)):
         raise VocsegError(f"{role}: {class_path} is no class that can serve as {role}: not built.")
     return partial(found, **{key: _rebuilt(value, role, base) for key, value in init_args.items()})
+
+
+def made(component: Any, role: str, base: type, *, factory: bool = False) -> Any:
+    """``component`` as it is, or built if it is a description; ``factory``: its factory, for others to call."""
+    if not isinstance(component, Mapping):
+        return component
+    build_it = build(component, role, base)
+    return build_it if factory else build_it()
 
 
 def _rebuilt(value: Any, role: str, base: type | tuple[type, ...]) -> Any:

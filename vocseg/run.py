@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import vocseg.backbones
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
@@ -117,8 +118,11 @@ class VocsegCLI(LightningCLI):
         self._run_folder = run_folder if subcommand != "fit" else None
 
     def before_instantiate_classes(self) -> None:
-        """Gives the checkpoint's path back."""
-        self.config[self.subcommand].ckpt_path = self._checkpoint
+        """Gives the checkpoint's path back, and the data a seed that was chosen only now."""
+        settings = self.config[self.subcommand]
+        settings.ckpt_path = self._checkpoint
+        if not isinstance(settings.seed_everything, bool):
+            settings.data.seed = settings.seed_everything
 
     def after_instantiate_classes(self) -> None:
         """Records the config's description of the components: it knows those of strangers' classes, too."""
@@ -136,7 +140,10 @@ class VocsegCLI(LightningCLI):
         if self.subcommand != "fit":
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
             kwargs["enable_checkpointing"] = False
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise VocsegError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def after_fit(self) -> None:
         """Says where things are and what to paste next."""

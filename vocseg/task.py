@@ -15,7 +15,7 @@ from vocseg.data.labels import VOC_CLASSES
 from vocseg.errors import VocsegError
 from vocseg.losses import CrossEntropy, loss_totals
 from vocseg.metrics import Evaluation, Result
-from vocseg.recording import build, describe
+from vocseg.recording import describe, made
 from vocseg.schedules import Schedule
 from vocseg.state_dicts import check_fits
 
@@ -39,7 +39,8 @@ class SegmentationTask(L.LightningModule):
             or the finished module.
         class_names: one name per class, in the order of the labels.
         loss: a module ``(logits, mask) -> scalar``; cross-entropy over valid pixels if None.
-        optimizer: makes the optimizer from parameters, ``functools.partial(torch.optim.AdamW, lr=1e-3)`` for one.
+        optimizer: makes the optimizer from parameters, ``functools.partial(torch.optim.AdamW, lr=1e-3)`` for one; Adam
+            at 1e-3 if None.
         backbone_lr: learning rate of the backbone where it differs from the optimizer's.
         schedule: how the rates change over the run; constant if None.
         channels_last: keep images and weights in torch's channels-last memory format, which is faster on CPUs and on
@@ -55,7 +56,7 @@ class SegmentationTask(L.LightningModule):
         decoder: DecoderCallable,
         class_names: Sequence[str] = VOC_CLASSES,
         loss: nn.Module | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
+        optimizer: OptimizerCallable | None = None,
         backbone_lr: float | None = None,
         schedule: Schedule | None = None,
         channels_last: bool = True,
@@ -74,21 +75,16 @@ class SegmentationTask(L.LightningModule):
                 "channels_last": channels_last,
             }
         )
-        # a checkpoint hands over the descriptions themselves
-        self.backbone = build(backbone, "backbone", nn.Module)() if isinstance(backbone, dict) else backbone
-        if isinstance(decoder, dict):
-            decoder = build(decoder, "decoder", nn.Module)
+        # a checkpoint hands over the descriptions themselves: made() turns them into components or factories
+        self.backbone = made(backbone, "backbone", nn.Module)
+        decoder = made(decoder, "decoder", nn.Module, factory=True)
         if not isinstance(decoder, nn.Module):
             decoder = decoder(list(self.backbone.channels), list(self.backbone.strides), len(self.class_names))
         self.decoder = decoder
-        self.loss = (build(loss, "loss", nn.Module)() if isinstance(loss, dict) else loss) or CrossEntropy()
-        self.optimizer = (
-            build(optimizer, "optimizer", torch.optim.Optimizer) if isinstance(optimizer, dict) else optimizer
-        )
+        self.loss = made(loss, "loss", nn.Module) or CrossEntropy()
+        self.optimizer = made(optimizer, "optimizer", torch.optim.Optimizer, factory=True) or default_optimizer
         self.backbone_lr = backbone_lr
-        self.schedule = (
-            build(schedule, "schedule", Schedule)() if isinstance(schedule, dict) else schedule
-        ) or Schedule()
+        self.schedule = made(schedule, "schedule", Schedule) or Schedule()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
         self.results: dict[str, Result] = {}

@@ -5,6 +5,7 @@ from PIL import Image
 
 from vocseg.data.labels import VOC_PALETTE
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, draw_scene, write_tree
+from vocseg.errors import VocsegError
 from vocseg.metrics import count_matrix, scores_of
 
 CLASSES = len(SYNTHETIC_CLASSES)
@@ -47,10 +48,10 @@ def test_a_second_write_does_nothing_and_a_strangers_folder_is_refused(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     write_tree(root, train=2, val=1, test=1)
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    with pytest.raises(ValueError, match="something other"):
+    with pytest.raises(VocsegError, match="something other"):
         write_tree(root, train=3, val=1, test=1)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match="mine"):
+    with pytest.raises(VocsegError, match="mine"):
         write_tree(tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "root"]  # no drafts left
 

@@ -26,8 +26,10 @@ class PredictionWriter(BasePredictionWriter):
 
     def folder(self, trainer: L.Trainer) -> Path:
         """The folder that the files go to."""
-        run = trainer.loggers[0].log_dir if trainer.loggers else trainer.default_root_dir
-        return Path(self.output_dir) if self.output_dir else Path(run) / "predictions"
+        if self.output_dir:
+            return Path(self.output_dir)
+        has_run_folder = trainer.loggers and not trainer.fast_dev_run
+        return Path(trainer.loggers[0].log_dir if has_run_folder else trainer.default_root_dir) / "predictions"
 
     def write_on_batch_end(
         self,

@@ -41,10 +41,14 @@ class ResultTable(L.Callback):
         """Prints the test figures and writes ``test.json``."""
         result = pl_module.results["test"]
         _show(trainer, result, pl_module.class_names, "Test")
-        if trainer.is_global_zero and trainer.loggers:
+        if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:
             folder = Path(trainer.loggers[0].log_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            record = {"checkpoint": str(trainer.ckpt_path or ""), **result_record(result, pl_module.class_names)}
+            record = {
+                "checkpoint": str(trainer.ckpt_path or ""),
+                "data": dict(getattr(trainer.datamodule, "hparams", {})),
+                **result_record(result, pl_module.class_names),
+            }
             (folder / "test.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

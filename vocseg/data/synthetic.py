@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from vocseg.data.labels import VOC_PALETTE, VOID
+from vocseg.errors import VocsegError
 
 SYNTHETIC_CLASSES = ("background", "disc", "ring", "square", "triangle", "cross", "star")
 
@@ -97,7 +98,7 @@ def write_tree(root: str | Path, *, train: int = 400, val: int = 48, test: int =
         ``root``.
 
     Raises:
-        ValueError: ``root`` holds something else.
+        VocsegError: ``root`` holds something else.
     """
     root = Path(root)
     wanted = {"format": _FORMAT, "train": train, "val": val, "test": test, "seed": seed}
@@ -126,7 +127,9 @@ def _holds(root: Path, wanted: dict[str, int]) -> bool:
     except (OSError, ValueError):
         found = None
     if found != wanted:
-        raise ValueError(f"{root} exists and holds something other than these drawn scenes: delete it or name another.")
+        raise VocsegError(
+            f"{root} exists and holds something other than these drawn scenes: delete it or name another."
+        )
     return True
 
 

@@ -1,0 +1,156 @@
+"""Images per second: a bare PyTorch loop, vocseg through Lightning's Trainer, and the data pipeline alone.
+
+    python benchmarks/throughput.py --root /path/to/voc
+
+The network is the paper's baseline at batch 16, 224x224. Both loops use the same data, network, loss and optimizer;
+vocseg's has its loggers, checkpoints and progress bar on. Rounds of the two alternate in one process, so that
+a machine that slows down slows both; the first round of each warms up and is not counted.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from vocseg import DeconvDecoder, SegmentationTask, StridedEncoder, VOCDataModule
+from vocseg.callbacks import ResultTable
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class EpochTimer(L.Callback):
+    """Seconds from the start of the first epoch to the end of training, checkpoint included."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        """Starts the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_end(self, trainer, pl_module):
+        """Stops the clock."""
+        self.seconds = time.perf_counter() - self.started
+
+
+def make_task() -> SegmentationTask:
+    """The paper's baseline, the same weights each time."""
+    torch.manual_seed(0)
+    return SegmentationTask(StridedEncoder(), DeconvDecoder, optimizer=partial(torch.optim.Adam, lr=5e-4))
+
+
+def bare(data: VOCDataModule, batches: int) -> float:
+    """One epoch of a plain loop over the same loader; returns images per second."""
+    task = make_task().to(DEVICE).train()
+    optimizer = torch.optim.Adam(task.parameters(), lr=5e-4)
+    images = 0
+    loader = data.train_dataloader()
+    started = time.perf_counter()
+    for number, batch in enumerate(loader):
+        if number == batches:
+            break
+        image = batch["image"].to(DEVICE, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        mask = batch["mask"].to(DEVICE, non_blocking=True)
+        logits = task.decoder(task.backbone(image))
+        loss = torch.nn.functional.cross_entropy(logits, mask, ignore_index=255)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        images += len(image)
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return images / (time.perf_counter() - started)
+
+
+def through_trainer(data: VOCDataModule, batches: int) -> float:
+    """One epoch as `vocseg fit` runs it; returns images per second."""
+    timer = EpochTimer()
+    with tempfile.TemporaryDirectory() as folder:
+        loggers = [TensorBoardLogger(folder), CSVLogger(folder)]
+        trainer = L.Trainer(
+            default_root_dir=folder,
+            max_epochs=1,
+            limit_train_batches=batches,
+            limit_val_batches=0,
+            logger=loggers,
+            log_every_n_steps=10,
+            callbacks=[timer, ModelCheckpoint(save_last=True), LearningRateMonitor("epoch"), ResultTable()],
+            enable_model_summary=False,
+        )
+        trainer.fit(make_task(), data)
+    return batches * data.batch_size / timer.seconds
+
+
+def pipeline(data: VOCDataModule) -> float:
+    """One epoch of the loader alone; returns images per second."""
+    loader = data.train_dataloader()
+    started = time.perf_counter()
+    images = sum(len(batch["image"]) for batch in loader)
+    return images / (time.perf_counter() - started)
+
+
+def rounds_of(count: int, **loops: Callable[[], float]) -> dict[str, list[float]]:
+    """Runs the loops in turn, once to warm up and then ``count`` times."""
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(count + 1):
+        for name, loop in loops.items():
+            rate = loop()
+            if number:
+                rates[name].append(rate)
+    return rates
+
+
+def show(name: str, rates: list[float]) -> None:
+    """Median and spread."""
+    print(f"{name:<34} {statistics.median(rates):8.2f} images/s   ({min(rates):.2f} to {max(rates):.2f})")
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--root", default="synthetic", help="as --data.root")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=8, help="per round")
+    parser.add_argument("--workers", type=int, default=0)
+    options = parser.parse_args()
+
+    def make_data(**settings) -> VOCDataModule:
+        data = VOCDataModule(root=options.root, num_workers=options.workers, **settings)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    memory = make_data(in_memory=True)
+    if len(memory.datasets["train"]) < options.batches * memory.batch_size:
+        raise SystemExit("The training split is too small for so many batches.")
+    rates = rounds_of(
+        options.rounds,
+        bare=lambda: bare(memory, options.batches),
+        vocseg=lambda: through_trainer(memory, options.batches),
+    )
+    print(f"\ntorch {torch.__version__}, {DEVICE.type}, {torch.get_num_threads()} threads, {options.rounds} rounds")
+    show("(a) bare PyTorch loop", rates["bare"])
+    show("(b) vocseg through the Trainer", rates["vocseg"])
+    ratios = [ours / theirs for ours, theirs in zip(rates["vocseg"], rates["bare"], strict=True)]
+    print(
+        f"{'(b) / (a), round by round':<34} {statistics.median(ratios):8.3f}"
+        f"            ({min(ratios):.3f} to {max(ratios):.3f})"
+    )
+
+    disk = make_data()
+    loops = {"disk": lambda: pipeline(disk), "memory": lambda: pipeline(memory)}
+    disk_crop, memory_crop = (make_data(train_transforms="crop", in_memory=kept) for kept in (False, True))
+    loops |= {"disk_crop": lambda: pipeline(disk_crop), "memory_crop": lambda: pipeline(memory_crop)}
+    rates = rounds_of(options.rounds, **loops)
+    show("data alone, resize, from disk", rates["disk"])
+    show("data alone, resize, in memory", rates["memory"])
+    show("data alone, crop, from disk", rates["disk_crop"])
+    show("data alone, crop, in memory", rates["memory_crop"])
+
+
+if __name__ == "__main__":
+    main()
