@@ -66,6 +66,8 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     # the run's folder has its config and TensorBoard events by then; only an older metrics.csv would be deleted
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    # scoring a checkpoint needs no checkpoint callback
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     # everything of ours is logged per epoch, whatever the interval
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
 
