@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--root", default="synthetic", help="as --data.root")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=8, help="per round")
+    parser.add_argument("--batches", type=int, default=13, help="per round; 13 are an epoch of VOC2007")
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
 

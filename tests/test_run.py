@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -167,6 +169,45 @@ def test_a_cli_checkpoint_loads_in_python_and_goes_back(run, vocseg, tmp_path):
     assert status == 0
     assert "mIoU" in out
     assert (tmp_path / "lightning_logs" / "test" / "version_0" / "test.json").is_file()
+
+
+STRANGER = """
+from torch import nn
+
+class Net(nn.Module):
+    channels, strides = [6], [2]
+
+    def __init__(self, kernel_size=3):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, kernel_size, stride=2, padding=kernel_size // 2)
+
+    def forward(self, image):
+        return [self.layer(image)]
+"""
+
+
+def test_a_strangers_backbone_trains_from_its_folder_and_its_checkpoint_says_all(voc_root, tmp_path):
+    """In fresh processes, through the installed entry point: the class is found in the current folder."""
+    (tmp_path / "stranger_net.py").write_text(STRANGER)
+    (tmp_path / "mine.yaml").write_text(
+        "model:\n  backbone:\n    class_path: stranger_net.Net\n    init_args: {kernel_size: 5}\n"
+        "  decoder: SkipDecoder\n"
+    )
+    code = "import sys; sys.path.remove('') if '' in sys.path else None; from vocseg.cli import main; sys.exit(main())"
+    vocseg = [sys.executable, "-c", code]
+    flags = ["--config", "mine.yaml", *fit_flags(voc_root)[3:]]
+    fit = subprocess.run([*vocseg, "fit", *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert fit.returncode == 0, fit.stderr
+    checkpoint = "lightning_logs/mine/version_0/checkpoints/best.ckpt"
+    test = subprocess.run([*vocseg, "test", "--ckpt_path", checkpoint], cwd=tmp_path, capture_output=True, text=True)
+    assert test.returncode == 0, test.stderr
+    recorded = torch.load(tmp_path / checkpoint, weights_only=True)["hyper_parameters"]["backbone"]
+    assert recorded == {"class_path": "stranger_net.Net", "init_args": {"kernel_size": 5}}
+    (tmp_path / "stranger_net.py").unlink()
+    gone = subprocess.run([*vocseg, "test", "--ckpt_path", checkpoint], cwd=tmp_path, capture_output=True, text=True)
+    assert gone.returncode == 1
+    assert "No module named 'stranger_net'" in gone.stderr
+    assert "Traceback" not in gone.stderr
 
 
 def test_fast_dev_run_of_every_command(run, voc_root, vocseg, tmp_path):

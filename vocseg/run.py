@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -43,6 +45,8 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         VocsegError: a mistake in the options, configs, data or checkpoint.
     """
     _silence()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that a config can name classes of the folder it is used in
     return (cli_class or VocsegCLI)(
         SegmentationTask,
         VOCDataModule,
