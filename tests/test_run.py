@@ -221,6 +221,15 @@ def test_fast_dev_run_of_every_command(run, voc_root, vocseg, tmp_path):
     assert not (tmp_path / "lightning_logs").exists()
 
 
+def test_a_fit_without_validation_keeps_its_last_checkpoint(voc_root, vocseg, tmp_path):
+    status, out, _ = vocseg(*fit_flags(voc_root), "--trainer.limit_val_batches", 0)
+    assert status == 0
+    assert "nothing was validated" in out
+    checkpoints = tmp_path / "lightning_logs" / "quickstart" / "version_0" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+    assert f"vocseg test --ckpt_path {checkpoints.relative_to(tmp_path) / 'last.ckpt'}" in out
+
+
 def test_training_is_the_same_twice(voc_root, vocseg, tmp_path):
     rows = []
     for name in ("a", "b"):

@@ -124,11 +124,13 @@ class VocsegCLI(LightningCLI):
         self._run_folder = run_folder if subcommand != "fit" else None
 
     def before_instantiate_classes(self) -> None:
-        """Gives the checkpoint's path back, and the data a seed that was chosen only now."""
+        """Gives the checkpoint's path back; settles what depends on other settings."""
         settings = self.config[self.subcommand]
         settings.ckpt_path = self._checkpoint
         if not isinstance(settings.seed_everything, bool):
-            settings.data.seed = settings.seed_everything
+            settings.data.seed = settings.seed_everything  # it may have been chosen only now
+        if settings.trainer.limit_val_batches == 0:  # without validation there is no best checkpoint
+            settings.checkpoint.monitor, settings.checkpoint.save_top_k = None, 0
 
     def after_instantiate_classes(self) -> None:
         """Records the config's description of the components: it knows those of strangers' classes, too."""
@@ -156,12 +158,14 @@ class VocsegCLI(LightningCLI):
         if self.trainer.fast_dev_run or not self.trainer.is_global_zero or not self.trainer.loggers:
             return
         checkpoints = self.trainer.checkpoint_callback
-        best = _shown(checkpoints.best_model_path)
+        best = _shown(checkpoints.best_model_path or checkpoints.last_model_path)
+        score = checkpoints.best_model_score
+        scored = "not known: nothing was validated" if score is None else f"{checkpoints.monitor} {score:.4f}"
         photograph = _shown(self.datamodule.datasets["val"].samples[0].image)
         logs = _shown(self.trainer.loggers[0].save_dir)
         print(
             f"\nRun folder  {_shown(self.trainer.loggers[0].log_dir)}\n"
-            f"Best        {checkpoints.monitor} {float(checkpoints.best_model_score):.4f}\n"
+            f"Best        {scored}\n"
             "Next\n"
             f"  vocseg test --ckpt_path {best}\n"
             f"  vocseg predict --ckpt_path {best} --data.predict_path {photograph}\n"
