@@ -130,7 +130,7 @@ def test_predict_needs_no_tree_and_writes_palette_masks(run, vocseg, tmp_path):
         *("--data.predict_path", photographs, "--predictions.output_dir", tmp_path / "masks"),
     )
     assert (status, err) == (0, "")
-    assert f"4 masks in {tmp_path / 'masks'}" in out or "4 masks in masks" in out
+    assert "Masks written to masks: 4" in out
     # a.jpg and a.png cannot both be a.png: the second in the list keeps its suffix
     assert {path.name for path in (tmp_path / "masks").iterdir()} == {"a.png", "a.png.png", "b.png", "grey.png"}
     for name, source in (("a.png", "a.jpg"), ("a.png.png", "a.png"), ("b.png", "b.png"), ("grey.png", "grey.jpg")):

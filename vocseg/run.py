@@ -175,7 +175,7 @@ class VocsegCLI(LightningCLI):
     def after_predict(self) -> None:
         """Says where the masks are."""
         writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))
-        print(f"\n{len(writer.written)} masks in {_shown(writer.folder(self.trainer))}")
+        print(f"\nMasks written to {_shown(writer.folder(self.trainer))}: {len(writer.written)}")
 
     def _loggers(self, logs: Path) -> list[TensorBoardLogger | CSVLogger]:
         name, version = self._get(self.config, "name"), None
