@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from vocseg import DeconvDecoder, ResNet, SegmentationTask, SkipDecoder, StridedEncoder, VOCDataModule, VocsegError
+from vocseg.data.datasets import collate
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
-from vocseg.data.voc import collate
 
 CLASSES = ["background", "a", "b"]
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.datasets import voc as torchvision_voc
 
 from vocseg import VOCDataModule, VocsegError
+from vocseg.data.files import find_images
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
-from vocseg.data.voc import find_images
 
 
 def make(voc_root, **settings):

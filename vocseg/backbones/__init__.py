@@ -4,5 +4,6 @@ from vocseg.backbones.base import Backbone
 from vocseg.backbones.mobilenet import MobileNetV2
 from vocseg.backbones.resnet import ResNet
 from vocseg.backbones.strided import StridedEncoder
+from vocseg.backbones.unet import ListedUNetEncoder, UNetEncoder
 
-__all__ = ["Backbone", "MobileNetV2", "ResNet", "StridedEncoder"]
+__all__ = ["Backbone", "ListedUNetEncoder", "MobileNetV2", "ResNet", "StridedEncoder", "UNetEncoder"]

@@ -1,5 +1,6 @@
 """Files of a VOC tree: where they are, and reading them without surprises."""
 
+import glob
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -143,6 +144,27 @@ def check_samples(samples: Sequence[Sample], num_classes: int, *, keep: bool) ->
         more = f"\n... and {len(errors) - 5} more broken files" if len(errors) > 5 else ""
         raise VocsegError("\n".join(errors[:5]) + more)
     return outcomes if keep else []
+
+
+def find_images(path: str | None) -> list[Path]:
+    """The image files that a path, folder or glob names, sorted.
+
+    Raises:
+        VocsegError: there are none.
+    """
+    if path is None:
+        raise VocsegError("Prediction needs images: --data.predict_path with an image, a folder or a glob.")
+    given = Path(path).expanduser()
+    if given.is_file():
+        return [given]
+    if given.is_dir():
+        found = [file for file in sorted(given.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        found = [Path(name) for name in sorted(glob.glob(str(given), recursive=True)) if Path(name).is_file()]
+    if not found:
+        what = "holds no image" if given.is_dir() else "does not exist"
+        raise VocsegError(f"Nothing to predict: {given} {what} (looked for {', '.join(IMAGE_SUFFIXES)}).")
+    return found
 
 
 def _open(path: Path, kind: str, finish) -> Image.Image:

@@ -119,6 +119,11 @@ def write_tree(root: str | Path, *, train: int = 400, val: int = 48, test: int =
     return root
 
 
+def synthetic_root() -> Path:
+    """Where the drawn scenes are kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vocseg" / "synthetic"
+
+
 def _holds(root: Path, wanted: dict[str, int]) -> bool:
     if not root.exists():
         return False

@@ -1,29 +1,18 @@
 """PASCAL VOC as a LightningDataModule: files on disk -> batches."""
 
-import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vocseg.data.files import (
-    IMAGE_SUFFIXES,
-    Sample,
-    candidate_trees,
-    check_samples,
-    find_tree,
-    read_image,
-    read_sample,
-    read_split,
-)
+from vocseg.data.datasets import EpochSampler, PredictionDataset, SegmentationDataset, collate
+from vocseg.data.files import candidate_trees, check_samples, find_images, find_tree, read_split
 from vocseg.data.labels import VOC_CLASSES, VOID
-from vocseg.data.synthetic import SYNTHETIC_CLASSES, write_tree
+from vocseg.data.synthetic import SYNTHETIC_CLASSES, synthetic_root, write_tree
 from vocseg.data.transforms import (
     EVAL_PIPELINES,
     TRAIN_PIPELINES,
@@ -234,135 +223,6 @@ class VOCDataModule(L.LightningDataModule):
                     f"Downloading VOC{self.year} ({split}) into {self.root} failed: {error}. Check the network and the "
                     "free space, or fetch the archive by hand and unpack it there."
                 ) from error
-
-
-class SegmentationDataset(Dataset):
-    """Samples of a split, indexed by ``(epoch, place in the list)``: the random draws follow from both.
-
-    Args:
-        samples: the files.
-        pipeline: applied to each.
-        evaluates: add ``index``, ``original_mask`` and ``input_size``.
-        arrays: the decoded files, when they are kept in memory; else empty.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        pipeline: Pipeline,
-        evaluates: bool,
-        arrays: Sequence[tuple[np.ndarray, np.ndarray]] = (),
-    ) -> None:
-        self.samples, self.pipeline, self.evaluates, self.arrays = samples, pipeline, evaluates, arrays
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = (0, key) if isinstance(key, int) else key
-        if self.arrays:
-            image, mask = self.arrays[index]
-        else:
-            image, mask = read_sample(self.samples[index], self.pipeline.num_classes)
-        item = self.pipeline(image, mask, epoch=epoch, index=index)
-        if self.evaluates:
-            item.update(index=index, original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
-        return item
-
-
-class PredictionDataset(Dataset):
-    """Photographs without masks.
-
-    Args:
-        paths: the files.
-        pipeline: applied to each.
-    """
-
-    def __init__(self, paths: Sequence[Path], pipeline: Pipeline) -> None:
-        self.paths, self.pipeline = paths, pipeline
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image = read_image(self.paths[index])
-        item = self.pipeline(image, index=index)
-        item.update(
-            path=str(self.paths[index]), original_size=image.shape[:2], input_size=tuple(item["image"].shape[-2:])
-        )
-        return item
-
-
-class EpochSampler(Sampler):
-    """Yields ``(epoch, index)``; Lightning calls :meth:`set_epoch` before each epoch.
-
-    Args:
-        length: number of samples.
-        seed: the order of an epoch follows from (seed, epoch).
-        shuffle: False: 0, 1, 2, ...
-    """
-
-    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
-        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Epoch of the next iteration."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.length)
-        if self.shuffle:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return ((self.epoch, int(index)) for index in order)
-
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch; images and masks of unlike sizes are padded on the right and at the bottom (masks with void)."""
-    height = max(item["image"].shape[-2] for item in items)
-    width = max(item["image"].shape[-1] for item in items)
-    batch: dict[str, Any] = {"image": torch.stack([_pad(item["image"], height, width, 0.0) for item in items])}
-    if "mask" in items[0]:
-        batch["mask"] = torch.stack([_pad(item["mask"], height, width, VOID) for item in items])
-    for key in ("index", "input_size", "original_size"):
-        if key in items[0]:
-            batch[key] = torch.tensor([item[key] for item in items])
-    for key in ("original_mask", "path"):
-        if key in items[0]:
-            batch[key] = [item[key] for item in items]
-    return batch
-
-
-def find_images(path: str | None) -> list[Path]:
-    """The image files that a path, folder or glob names, sorted.
-
-    Raises:
-        VocsegError: there are none.
-    """
-    if path is None:
-        raise VocsegError("Prediction needs images: --data.predict_path with an image, a folder or a glob.")
-    given = Path(path).expanduser()
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        found = [file for file in sorted(given.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
-    else:
-        found = [Path(name) for name in sorted(glob.glob(str(given), recursive=True)) if Path(name).is_file()]
-    if not found:
-        what = "holds no image" if given.is_dir() else "does not exist"
-        raise VocsegError(f"Nothing to predict: {given} {what} (looked for {', '.join(IMAGE_SUFFIXES)}).")
-    return found
-
-
-def synthetic_root() -> Path:
-    """Where the drawn scenes are kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vocseg" / "synthetic"
-
-
-def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=value)
 
 
 def _described(wanted: Transforms, made: list[Any]) -> str | list[dict[str, Any]]:

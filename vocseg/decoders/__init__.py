@@ -2,6 +2,8 @@
 
 from vocseg.decoders.base import Decoder
 from vocseg.decoders.deconv import DeconvDecoder
+from vocseg.decoders.residual import ResidualDecoder
 from vocseg.decoders.skip import SkipDecoder
+from vocseg.decoders.unet import ListedUNetDecoder, UNetDecoder
 
-__all__ = ["Decoder", "DeconvDecoder", "SkipDecoder"]
+__all__ = ["Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder"]

@@ -1,8 +1,11 @@
 """What a decoder is."""
 
+from itertools import pairwise
+
 import lightning as L
 from torch import Tensor
 
+from vocseg.errors import VocsegError
 from vocseg.recording import Recorded
 
 
@@ -23,3 +26,16 @@ class Decoder(Recorded, L.LightningModule):
             float [B, num_classes, h, w] at the decoder's own resolution; the task brings them to the input's size.
         """
         raise TypeError(f"{type(self).__name__} must implement forward(features) -> logits")
+
+
+def check_strides_double(strides: list[int], decoder: str) -> None:
+    """Makes sure that each feature is half the size of the one before it.
+
+    Raises:
+        VocsegError: it is not; SkipDecoder takes features of any strides.
+    """
+    if any(after != 2 * before for before, after in pairwise(strides)):
+        raise VocsegError(
+            f"{decoder} needs a backbone whose features halve in size from one to the next, and the strides are "
+            f"{', '.join(map(str, strides))}. SkipDecoder takes any."
+        )

@@ -1,0 +1,86 @@
+"""The contracting halves of the paper's two U-Nets: the one its text describes, and the one it lists."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vocseg.backbones.base import Backbone
+from vocseg.errors import VocsegError
+from vocseg.layers import Activation, paper_block, xavier_
+
+
+class UNetEncoder(Backbone):
+    """The contracting path of an ordinary U-Net (Ronneberger et al. 2015; the paper's text, section 3.6.3).
+
+    At each of five levels two 3x3 convolutions (padding 1); between levels the width doubles and max pooling halves the
+    size. Features of width, 2, 4, 8 and 16 times it at strides 1, 2, 4, 8 and 16. Xavier-uniform weights.
+
+    Args:
+        width: channels of the first level; 64 in both papers.
+        activation: ``relu`` or ``leaky_relu``.
+        freeze: do not train it.
+    """
+
+    def __init__(self, width: int = 64, activation: Activation = "relu", freeze: bool = False) -> None:
+        super().__init__(freeze=freeze)
+        self.channels = [width * 2**level for level in range(5)]
+        self.strides = [2**level for level in range(5)]
+        self.levels = _pairs_of_convolutions(self.channels, activation, padding=1)
+        xavier_(self)
+        if freeze:
+            self.freeze()
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """See :meth:`Backbone.forward`; features at strides 1, 2, 4, 8, 16."""
+        features: list[Tensor] = []
+        for level in self.levels:
+            features.append(level(F.max_pool2d(features[-1], 2) if features else image))
+        return features
+
+
+class ListedUNetEncoder(Backbone):
+    """The contracting path of the paper's U-Net as its Fig. 5 lists it: it does not contract.
+
+    Ten Conv2d(k3, s1, p0) -> activation -> batch norm, 64, 128, 256, 512 and 1024 channels twice each, and no pooling:
+    every convolution takes one pixel off each side, and an image must have at least 23 pixels a side. Features have
+    stride 1 and are 4, 8, 12, 16 and 20 pixels smaller than the image. Xavier-uniform weights.
+
+    Args:
+        activation: ``relu`` or ``leaky_relu``.
+        freeze: do not train it.
+    """
+
+    def __init__(self, activation: Activation = "relu", freeze: bool = False) -> None:
+        super().__init__(freeze=freeze)
+        self.channels = [64, 128, 256, 512, 1024]
+        self.strides = [1] * 5
+        self.levels = _pairs_of_convolutions(self.channels, activation, padding=0)
+        xavier_(self)
+        if freeze:
+            self.freeze()
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Computes the features: float [B, channels[i], H - 4 (i + 1), W - 4 (i + 1)].
+
+        Raises:
+            VocsegError: the image has fewer than 23 pixels on a side.
+        """
+        if min(image.shape[-2:]) < 23:
+            raise VocsegError(
+                f"The listed U-Net needs images of at least 23x23 pixels, got {image.shape[-1]}x{image.shape[-2]}: it "
+                "takes 20 off each side and must grow back over its skips."
+            )
+        features = []
+        for level in self.levels:
+            image = level(image)
+            features.append(image)
+        return features
+
+
+def _pairs_of_convolutions(channels: list[int], activation: Activation, padding: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Sequential(
+            paper_block(nn.Conv2d(before, after, 3, padding=padding), activation),
+            paper_block(nn.Conv2d(after, after, 3, padding=padding), activation),
+        )
+        for before, after in zip([3, *channels], channels, strict=False)
+    )
