@@ -12,6 +12,7 @@ _HOMES = {
     "CrossEntropy": "vocseg.losses",
     "DeconvDecoder": "vocseg.decoders",
     "Decoder": "vocseg.decoders",
+    "FocalLoss": "vocseg.losses",
     "ListedUNetDecoder": "vocseg.decoders",
     "ListedUNetEncoder": "vocseg.backbones",
     "MobileNetV2": "vocseg.backbones",

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vocseg import __version__
 from vocseg.errors import VocsegError, nearest
@@ -14,6 +15,7 @@ COMMANDS = {
     "validate": "score a checkpoint on the validation split: vocseg validate --ckpt_path CKPT",
     "test": "score a checkpoint on the test split: vocseg test --ckpt_path CKPT",
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
+    "rows": "train the paper's rows, one after the other: vocseg rows [ROW ...] [options of fit]",
     "experiments": "list the packaged experiments",
 }
 
@@ -41,6 +43,8 @@ def main(args: Sequence[str] | None = None) -> int:
             for name, line in list_experiments():
                 print(f"{name:<12} {line}")
             return 0
+        if args[0] == "rows":
+            return _rows(args[1:])
         from vocseg.run import run
 
         run(args)
@@ -48,6 +52,22 @@ def main(args: Sequence[str] | None = None) -> int:
     except VocsegError as error:
         print(f"vocseg: {error}", file=sys.stderr)
         return 1
+
+
+def _rows(args: list[str]) -> int:
+    from vocseg.rows import RESULTS, run_rows
+
+    first_option = next((place for place, word in enumerate(args) if word.startswith("-")), len(args))
+    names, options = args[:first_option], args[first_option:]
+    results = RESULTS
+    if "--results" in options[:-1]:
+        place = options.index("--results")
+        results = Path(options[place + 1])
+        del options[place : place + 2]
+    failed = run_rows(names, options, results)
+    if failed:
+        raise VocsegError(f"These rows failed, for the reasons above: {', '.join(failed)}.")
+    return 0
 
 
 def _help() -> str:

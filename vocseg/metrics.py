@@ -3,14 +3,24 @@
 The metric of record: void ignored, at each photograph's own size, one confusion matrix over the whole split. IoU of a
 class = TP / (TP + FP + FN); mIoU = mean over the classes that occur in prediction or target; pixel accuracy = share of
 valid pixels that are right.
+
+``paper_inferred``, beside it: the figures that the UCSD paper seems to report. Its words say "determined over the whole
+validation set", but its numbers fit another rule: void counts as background, masks and logits are squashed to 224x224,
+and IoU is averaged over the classes that occur in 16 consecutive images of the list, then over these sixteens. Accuracy
+is the share of all 224x224 pixels that are right.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from vocseg.data.labels import VOID
+
+PAPER_SIZE = (224, 224)
+PAPER_IMAGES = 16
 
 
 class Evaluation:
@@ -42,36 +52,44 @@ class Evaluation:
         self.scores.reset()
         self.loss_sum, self.loss_count = 0.0, 0.0
         self.matrices: dict[int, Tensor] = {}
+        self.squashed: dict[int, Tensor] = {}
 
     def update_loss(self, total: Tensor, count: Tensor) -> None:
         """Adds one batch's loss: its sum over pixels and the weight of these pixels."""
         self.loss_sum = self.loss_sum + total.detach().double()
         self.loss_count = self.loss_count + count.detach().double()
 
-    def update_image(self, prediction: Tensor, target: Tensor, index: int) -> None:
+    def update_image(self, prediction: Tensor, target: Tensor, index: int, squashed: Tensor | None = None) -> None:
         """Adds one image.
 
         Args:
             prediction: int64 [H, W], labels 0..C-1.
             target: integer [H, W], labels 0..C-1 and 255 = void.
             index: the image's place in the split's list.
+            squashed: the prediction at 224x224 for ``paper_inferred``; None: from ``prediction``, by nearest pixel.
         """
         target = target.long()
         self.scores.to(prediction.device).update(prediction[None], target[None])
         self.matrices[int(index)] = count_matrix(prediction, target, self.num_classes)
+        squashed = _squash(prediction) if squashed is None else squashed
+        self.squashed[int(index)] = count_matrix(squashed, _squash(target), self.num_classes)
 
     def compute(self) -> "Result":
         """The figures of everything seen since the last reset."""
         scores = {name: value.cpu() for name, value in self.scores.compute().items()}
-        order = sorted(self.matrices)
-        empty = torch.zeros(0, self.num_classes + 1, self.num_classes, dtype=torch.int64)
         return Result(
             loss=float(self.loss_sum / self.loss_count) if self.loss_count else 0.0,
             miou=float(scores["miou"]),
             pixel_accuracy=float(scores["pixel_accuracy"]),
             iou=scores["iou"].tolist(),
-            matrices=torch.stack([self.matrices[index] for index in order]).cpu() if order else empty,
+            matrices=self._stacked(self.matrices),
+            squashed=self._stacked(self.squashed),
         )
+
+    def _stacked(self, matrices: dict[int, Tensor]) -> Tensor:
+        if not matrices:
+            return torch.zeros(0, self.num_classes + 1, self.num_classes, dtype=torch.int64)
+        return torch.stack([matrices[index] for index in sorted(matrices)]).cpu()
 
 
 class Result:
@@ -84,17 +102,22 @@ class Result:
         iou: IoU of each class, nan for a class that occurs in neither.
         matrices: int64 [N, C+1, C], pixels of each image by true label (the last row void) and predicted label, in the
             order of the split's list.
+        squashed: the same of predictions and masks at 224x224.
     """
 
-    def __init__(self, loss: float, miou: float, pixel_accuracy: float, iou: list[float], matrices: Tensor) -> None:
-        self.loss, self.miou, self.pixel_accuracy, self.iou, self.matrices = loss, miou, pixel_accuracy, iou, matrices
+    def __init__(
+        self, loss: float, miou: float, pixel_accuracy: float, iou: list[float], matrices: Tensor, squashed: Tensor
+    ) -> None:
+        self.loss, self.miou, self.pixel_accuracy, self.iou = loss, miou, pixel_accuracy, iou
+        self.matrices, self.squashed = matrices, squashed
 
     def all_background(self) -> dict[str, float]:
         """What a predictor that calls every pixel class 0 would score here: the floor that a network must clear."""
-        valid = self.matrices.sum(0)[:-1].sum(1)
-        constant = torch.zeros(len(valid) + 1, len(valid), dtype=torch.int64)
-        constant[:-1, 0] = valid
-        return scores_of(constant)
+        return scores_of(all_background(self.matrices).sum(0))
+
+    def paper_inferred(self) -> dict[str, float]:
+        """The figures under the paper's protocol: see :func:`paper_inferred`."""
+        return paper_inferred(self.squashed)
 
 
 def count_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -122,3 +145,57 @@ def scores_of(matrix: Tensor) -> dict[str, float]:
         "miou": float((hits[union > 0] / union[union > 0]).mean()),
         "pixel_accuracy": float(hits.sum() / valid.sum()),
     }
+
+
+def all_background(matrices: Tensor) -> Tensor:
+    """The count matrices, int64 [N, C+1, C], of a predictor that calls every pixel of the same images class 0."""
+    constant = torch.zeros_like(matrices)
+    constant[..., 0] = matrices.sum(-1)
+    return constant
+
+
+def paper_inferred(squashed: Tensor) -> dict[str, float]:
+    """Derives mIoU and pixel accuracy under the paper's protocol, whatever the batch size was.
+
+    Args:
+        squashed: int64 [N, C+1, C], count matrices at 224x224 in the list's order.
+
+    Returns:
+        ``miou`` and ``pixel_accuracy``, nan without images.
+    """
+    matrices = squashed[:, :-1].double()
+    matrices[:, 0] += squashed[:, -1]  # void is background
+    means = []
+    for images in matrices.split(PAPER_IMAGES) if len(matrices) else ():
+        counts = images.sum(0)
+        hits, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
+        means.append((hits[union > 0] / union[union > 0]).mean())
+    return {
+        "miou": float(torch.stack(means).mean()) if means else float("nan"),
+        "pixel_accuracy": float(matrices.sum(0).diag().sum() / matrices.sum()),
+    }
+
+
+def bootstrap_interval(matrices: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the mIoU over the choice of images (percentile bootstrap, Efron 1979).
+
+    Args:
+        matrices: int64 [N, C+1, C].
+        resamples: how often N images are drawn, with replacement.
+        seed: of the draws.
+
+    Returns:
+        The 2.5th and 97.5th percentiles.
+    """
+    counts = matrices[:, :-1].double().numpy()
+    drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), resamples)
+    sums = np.tensordot(drawn.astype(float), counts, axes=1)
+    hits = np.diagonal(sums, axis1=1, axis2=2)
+    union = sums.sum(1) + sums.sum(2) - hits
+    iou = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    low, high = np.nanpercentile(np.nanmean(iou, axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _squash(labels: Tensor) -> Tensor:
+    return F.interpolate(labels[None, None].float(), size=PAPER_SIZE, mode="nearest-exact")[0, 0].long()

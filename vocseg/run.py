@@ -13,14 +13,15 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import vocseg.backbones
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
-from vocseg.callbacks import PredictionWriter, ResultTable
+from vocseg.callbacks import History, PredictionWriter, ResultTable
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
@@ -68,8 +69,6 @@ def _silence() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
     # Lightning calls what torch has deprecated
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    # the run's folder has its config and TensorBoard events by then; only an older metrics.csv would be deleted
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     # scoring a checkpoint needs no checkpoint callback
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     # everything of ours is logged per epoch, whatever the interval
@@ -83,6 +82,12 @@ class VocsegCLI(LightningCLI):
         """Adds the run's name, the checkpoint and prediction settings, and what flows between the groups."""
         parser.add_argument(
             "--name", type=str | None, default=None, help="Name of the run's folder (default: the config's)."
+        )
+        parser.add_argument(
+            "--early_stopping",
+            type=NonNegativeInt | None,
+            default=None,
+            help="Stop after this many validations without a better --checkpoint.monitor (default: never).",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -121,7 +126,9 @@ class VocsegCLI(LightningCLI):
         run_folder = run_folder_of(checkpoint) if checkpoint else None
         if settings.name is None:
             settings.name = Path(configs[0]).stem if configs else run_folder.parent.name if run_folder else subcommand
-        self._run_folder = run_folder if subcommand != "fit" else None
+        # a fit goes on in the folder whose last checkpoint it starts from; from any other it begins a new one
+        resumes = run_folder is not None and (subcommand != "fit" or Path(checkpoint).name == "last.ckpt")
+        self._run_folder = run_folder if resumes else None
 
     def before_instantiate_classes(self) -> None:
         """Gives the checkpoint's path back; settles what depends on other settings."""
@@ -142,9 +149,12 @@ class VocsegCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         callbacks = [*(settings.callbacks or []), ResultTable()]
         if settings.logger is None or settings.logger is True:
-            kwargs["logger"] = self._loggers(Path(settings.default_root_dir or ".") / LOGS)
+            kwargs["logger"] = self._logger(Path(settings.default_root_dir or ".") / LOGS)
             if not settings.fast_dev_run and self.subcommand == "fit":
-                callbacks.append(LearningRateMonitor("epoch"))
+                callbacks += [LearningRateMonitor("epoch"), History()]
+        patience, checkpoint = self._get(self.config, "early_stopping"), self._get(self.config, "checkpoint")
+        if self.subcommand == "fit" and patience is not None:
+            callbacks.append(EarlyStopping(checkpoint.monitor, mode=checkpoint.mode, patience=patience))
         if self.subcommand != "fit":
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
             kwargs["enable_checkpointing"] = False
@@ -177,22 +187,20 @@ class VocsegCLI(LightningCLI):
         writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))
         print(f"\nMasks written to {_shown(writer.folder(self.trainer))}: {len(writer.written)}")
 
-    def _loggers(self, logs: Path) -> list[TensorBoardLogger | CSVLogger]:
-        name, version = self._get(self.config, "name"), None
-        if self._run_folder is not None:  # validate, test and predict add to the run of their checkpoint
-            logs, name, version = self._run_folder.parent.parent, self._run_folder.parent.name, self._run_folder.name
-        tensorboard = TensorBoardLogger(logs, name=name, version=version)
-        if self.subcommand != "fit":
-            return [tensorboard]  # a CSVLogger would delete the fit's metrics.csv
-        return [tensorboard, CSVLogger(logs, name=name, version=tensorboard.version)]
+    def _logger(self, logs: Path) -> TensorBoardLogger:
+        folder = self._run_folder
+        if folder is None:
+            return TensorBoardLogger(logs, name=self._get(self.config, "name"))
+        # validate, test, predict and a resumed fit add to the run of their checkpoint
+        return TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name)
 
 
 class SaveFitConfig(SaveConfigCallback):
     """Saves the config of a fit; a later test in the same folder must not overwrite it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves the config when fitting."""
-        if stage == "fit":
+        """Saves the config when a fit begins; a resumed one has it already."""
+        if stage == "fit" and not (Path(trainer.log_dir or ".") / self.config_filename).exists():
             super().setup(trainer, pl_module, stage)
 
 

@@ -7,14 +7,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vocseg.backbones import Backbone
 from vocseg.data.labels import VOC_CLASSES
 from vocseg.errors import VocsegError
-from vocseg.losses import CrossEntropy, loss_totals
-from vocseg.metrics import Evaluation, Result
+from vocseg.losses import CrossEntropy, inverse_frequency, loss_totals
+from vocseg.metrics import PAPER_SIZE, Evaluation, Result
 from vocseg.recording import describe, made
 from vocseg.schedules import Schedule
 from vocseg.state_dicts import check_fits
@@ -83,6 +84,8 @@ class SegmentationTask(L.LightningModule):
         self.decoder = decoder
         self.loss = made(loss, "loss", nn.Module) or CrossEntropy()
         self.optimizer = made(optimizer, "optimizer", torch.optim.Optimizer, factory=True) or default_optimizer
+        if hasattr(self.loss, "prepare"):
+            self.loss.prepare(len(self.class_names))
         self.backbone_lr = backbone_lr
         self.schedule = made(schedule, "schedule", Schedule) or Schedule()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -111,9 +114,13 @@ class SegmentationTask(L.LightningModule):
         return resize(self.decoder(features).float(), padded.shape[-2:])[..., :height, :width]
 
     def setup(self, stage: str) -> None:
-        """Reads the backbone's pretrained weights if a new training starts here."""
-        if stage == "fit" and self.trainer.ckpt_path is None and hasattr(self.backbone, "load_pretrained"):
+        """Reads the backbone's pretrained weights and counts the classes if a new training starts here."""
+        if stage != "fit" or self.trainer.ckpt_path is not None:
+            return
+        if hasattr(self.backbone, "load_pretrained"):
             self.backbone.load_pretrained()
+        if getattr(self.loss, "counts_classes", False):
+            self._count_classes()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch's loss, a float scalar."""
@@ -173,6 +180,21 @@ class SegmentationTask(L.LightningModule):
             )
         check_fits(checkpoint["state_dict"], self.state_dict(), "The checkpoint", "the network as configured")
 
+    def _count_classes(self) -> None:
+        counts = getattr(self.trainer.datamodule, "class_counts", None)
+        if counts is None:
+            raise VocsegError(
+                "class_weights: inverse_frequency needs a data module with class_counts, as VOCDataModule has; with "
+                "other data, give one number per class."
+            )
+        absent = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
+        if absent:
+            rank_zero_info(
+                f"No pixel of the training split is {' or '.join(absent)}: weighted as much as the rarest class that "
+                "has some."
+            )
+        self.loss.class_weights.copy_(inverse_frequency(counts))
+
     def _evaluate(self, batch: Any, evaluation: Evaluation) -> None:
         image, mask = _image_and_mask(batch)
         extras = batch if isinstance(batch, dict) else {}
@@ -184,8 +206,8 @@ class SegmentationTask(L.LightningModule):
             height, width = part.shape[-2:]
             evaluation.update_loss(*loss_totals(self.loss, logits, mask[rows, :height, :width]))
             for row, scores in zip(rows, logits, strict=True):
-                prediction = label_map(scores, targets[row].shape[-2:])
-                evaluation.update_image(prediction, targets[row], int(indices[row]))
+                prediction, squashed = (label_map(scores, size) for size in (targets[row].shape[-2:], PAPER_SIZE))
+                evaluation.update_image(prediction, targets[row], int(indices[row]), squashed)
 
     def _finish(self, stage: str) -> None:
         evaluation = self._evaluations[stage]
@@ -195,6 +217,8 @@ class SegmentationTask(L.LightningModule):
         self.log(f"{stage}/loss", result.loss)
         self.log(f"{stage}/miou", result.miou, prog_bar=True)
         self.log(f"{stage}/pixel_accuracy", result.pixel_accuracy)
+        for name, value in result.paper_inferred().items():
+            self.log(f"{stage}/paper_inferred/{name}", value)
         for name, iou in zip(self.class_names, result.iou, strict=True):
             if iou == iou:  # a class that occurs in neither prediction nor target has no IoU
                 self.log(f"{stage}/iou/{name}", iou)
@@ -222,8 +246,8 @@ def parts_of_one_size(image: Tensor, input_sizes: Any) -> Iterator[tuple[list[in
 
 def label_map(scores: Tensor, size: Sequence[int]) -> Tensor:
     """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax: int64 [H, W]."""
-    # max is several times faster than argmax over a leading axis
-    return resize(scores[None], [int(side) for side in size])[0].max(0).indices
+    # over a leading axis that is contiguous, max is several times faster than argmax
+    return resize(scores[None].contiguous(), [int(side) for side in size])[0].max(0).indices
 
 
 def resize(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """Callbacks: what watches a run."""
 
+from vocseg.callbacks.history import History
 from vocseg.callbacks.predictions import PredictionWriter
 from vocseg.callbacks.results import ResultTable
 
-__all__ = ["PredictionWriter", "ResultTable"]
+__all__ = ["History", "PredictionWriter", "ResultTable"]

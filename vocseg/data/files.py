@@ -146,6 +146,26 @@ def check_samples(samples: Sequence[Sample], num_classes: int, *, keep: bool) ->
     return outcomes if keep else []
 
 
+def count_pixels(samples: Sequence[Sample], masks: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """Counts the labels of all masks' pixels.
+
+    Args:
+        samples: whose masks are read.
+        masks: the masks themselves where they are at hand; else empty.
+
+    Returns:
+        int64 [256], pixels by label.
+    """
+
+    def count(mask: np.ndarray) -> np.ndarray:
+        return np.bincount(mask.ravel(), minlength=256)
+
+    if masks:
+        return sum(count(mask) for mask in masks)
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(lambda sample: count(read_mask(sample.mask)), samples))
+
+
 def find_images(path: str | None) -> list[Path]:
     """The image files that a path, folder or glob names, sorted.
 

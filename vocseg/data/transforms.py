@@ -20,24 +20,48 @@ from vocseg.recording import build
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's RGB values in [0, 1]; every image is normalised with them."""
 
+
+def _resize(height: int, width: int) -> A.BasicTransform:
+    return A.Resize(height, width, area_for_downscale="image")
+
+
+def _affine() -> A.BasicTransform:
+    return A.Affine(scale=(0.8, 1.25), translate_percent=(-0.1, 0.1), rotate=(-15, 15), shear=(-5, 5), p=1.0)
+
+
+def _random_part(height: int, width: int) -> A.BasicTransform:
+    return A.RandomResizedCrop((height, width), scale=(0.25, 1.0), area_for_downscale="image")
+
+
 TRAIN_PIPELINES = {
-    "resize": lambda height, width: [A.Resize(height, width, area_for_downscale="image")],
-    "flip": lambda height, width: [A.Resize(height, width, area_for_downscale="image"), A.HorizontalFlip(p=0.5)],
+    "resize": lambda height, width: [_resize(height, width)],
+    "flip": lambda height, width: [_resize(height, width), A.HorizontalFlip(p=0.5)],
+    "flip_both": lambda height, width: [_resize(height, width), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)],
+    "affine": lambda height, width: [_affine(), _resize(height, width)],
     "crop": lambda height, width: [
-        A.RandomResizedCrop((height, width), scale=(0.25, 1.0), area_for_downscale="image"),
+        _random_part(height, width),
         A.HorizontalFlip(p=0.5),
         A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05, p=0.8),
+    ],
+    "paper": lambda height, width: [
+        _affine(),
+        _random_part(height, width),
+        A.HorizontalFlip(p=0.5),
+        A.VerticalFlip(p=0.5),
     ],
 }
 """What ``train_transforms`` may name.
 
-resize: to the image size, the ratio of the sides given up (the paper); flip: the same, mirrored half the time; crop: a
-random part of 25 to 100 % of the area, mirrored half the time, colours jittered. Images are made smaller by averaging
-areas, as photographs should be; masks always take the nearest label.
+resize: to the image size, the ratio of the sides given up (the paper's baseline); flip: the same, mirrored half the
+time; flip_both: also turned upside down half the time; affine: turned by up to 15 degrees, sheared by up to 5, scaled
+by 0.8 to 1.25 and moved by up to 10 %, then resized; crop: a random part of 25 to 100 % of the area, mirrored half the
+time, colours jittered; paper: affine, a random part, both flips (the kinds of augmentation that the paper names; their
+strengths are ours). Images are made smaller by averaging areas, as photographs should be; masks always take the nearest
+label.
 """
 
 EVAL_PIPELINES = {
-    "resize": lambda height, width: [A.Resize(height, width, area_for_downscale="image")],
+    "resize": lambda height, width: [_resize(height, width)],
     "keep_ratio": lambda height, width: [A.LongestMaxSize(max(height, width), area_for_downscale="image")],
 }
 """What ``eval_transforms`` may name.
@@ -111,12 +135,14 @@ class Pipeline:
         transforms: albumentations transforms, applied in order.
         num_classes: labels 0..num_classes-1 are classes.
         seed: of all draws.
+        void_label: what the masks' void becomes; pixels that a transform invents are void (255) all the same.
     """
 
-    def __init__(self, transforms: Sequence[Any], num_classes: int, seed: int = 0) -> None:
+    def __init__(self, transforms: Sequence[Any], num_classes: int, seed: int = 0, void_label: int = VOID) -> None:
         self.compose = A.Compose(list(transforms))
         self.num_classes = num_classes
         self.seed = seed
+        self.void_label = void_label
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None = None, epoch: int = 0, index: int = 0
@@ -136,6 +162,8 @@ class Pipeline:
         self.compose.set_random_seed(int(draws[0]))
         if mask is None:
             return {"image": to_tensor(self.compose(image=image)["image"])}
+        if self.void_label != VOID:
+            mask = np.where(mask == VOID, np.uint8(self.void_label), mask)
         # Transforms fill new mask pixels with 0 unless told otherwise, and 0 is background. With every label moved up
         # by one (and 255 round to 0) their filling is void.
         moved = self.compose(image=image, mask=mask + np.uint8(1))

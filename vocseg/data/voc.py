@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vocseg.data.datasets import EpochSampler, PredictionDataset, SegmentationDataset, collate
-from vocseg.data.files import candidate_trees, check_samples, find_images, find_tree, read_split
+from vocseg.data.files import candidate_trees, check_samples, count_pixels, find_images, find_tree, read_split
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, synthetic_root, write_tree
 from vocseg.data.transforms import (
@@ -51,6 +53,8 @@ class VOCDataModule(L.LightningDataModule):
         train_transforms: the name of a pipeline (resize, flip, crop) or a list of albumentations transforms.
         eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
             resize and change colours.
+        void_trains_as: void pixels are ``ignored`` in training, or train as class 0 (``background``; the paper's course
+            did so). Pixels that a transform invents are always ignored; scores ignore void in either case.
         in_memory: keep decoded images in memory (0.7 MB for one of VOC's).
         seed: of every random draw of the data; draws follow from (seed, epoch, sample), the order from (seed, epoch).
         predict_path: an image, a folder of images, or a glob, for prediction.
@@ -73,6 +77,7 @@ class VOCDataModule(L.LightningDataModule):
         num_workers: int | None = None,
         train_transforms: Transforms = "resize",
         eval_transforms: Transforms = "resize",
+        void_trains_as: Literal["ignored", "background"] = "ignored",
         in_memory: bool = False,
         seed: int = 0,
         predict_path: str | None = None,
@@ -93,6 +98,7 @@ class VOCDataModule(L.LightningDataModule):
         self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
         self.train_transforms = make_transforms(train_transforms, TRAIN_PIPELINES, self.image_size, "train_transforms")
         self.eval_transforms = make_transforms(eval_transforms, EVAL_PIPELINES, self.image_size, "eval_transforms")
+        self.void_trains_as = void_trains_as
         self.in_memory, self.seed = in_memory, seed
         self.predict_path = predict_path
         self.save_hyperparameters(
@@ -109,6 +115,7 @@ class VOCDataModule(L.LightningDataModule):
                 "num_workers": num_workers,
                 "train_transforms": _described(train_transforms, self.train_transforms),
                 "eval_transforms": _described(eval_transforms, self.eval_transforms),
+                "void_trains_as": void_trains_as,
                 "in_memory": in_memory,
                 "seed": seed,
             }
@@ -169,6 +176,19 @@ class VOCDataModule(L.LightningDataModule):
             raise VocsegError("VOC2012's test masks were never published. Test on another split: --data.test_split val")
         return tree
 
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """Pixels of each class in the training split's masks as they are on disk, int64 [C]; counted once.
+
+        Void counts where ``void_trains_as`` says so.
+        """
+        dataset = self.datasets["train"]
+        counts = count_pixels(dataset.samples, [mask for _, mask in dataset.arrays])
+        classes = counts[: len(self.class_names)]
+        if self.void_trains_as == "background":
+            classes[0] += counts[VOID]
+        return torch.from_numpy(classes)
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled; a last batch smaller than the others is dropped, unless it is the only one."""
         dataset = self.datasets["train"]
@@ -204,8 +224,10 @@ class VOCDataModule(L.LightningDataModule):
         )
 
     def _pipeline(self, kind: Literal["train", "eval"]) -> Pipeline:
-        transforms = self.train_transforms if kind == "train" else self.eval_transforms
-        return Pipeline(transforms, len(self.class_names), self.seed)
+        if kind == "eval":
+            return Pipeline(self.eval_transforms, len(self.class_names), self.seed)
+        void_label = VOID if self.void_trains_as == "ignored" else 0
+        return Pipeline(self.train_transforms, len(self.class_names), self.seed, void_label)
 
     def _download(self) -> None:
         from torchvision.datasets import VOCSegmentation
