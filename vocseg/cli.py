@@ -1,12 +1,16 @@
 """The ``vocseg`` command."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from vocseg import __version__
 from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import list_experiments
+
+RESULTS = "experiments/results"
 
 # Lightning is imported in run(): --help and --version must not wait for it.
 
@@ -16,6 +20,7 @@ COMMANDS = {
     "test": "score a checkpoint on the test split: vocseg test --ckpt_path CKPT",
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
     "rows": "train the paper's rows, one after the other: vocseg rows [ROW ...] [options of fit]",
+    "tables": "rebuild the paper's tables and figures from the rows' records: vocseg tables",
     "experiments": "list the packaged experiments",
 }
 
@@ -45,6 +50,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         if args[0] == "rows":
             return _rows(args[1:])
+        if args[0] == "tables":
+            return _tables(args[1:])
         from vocseg.run import run
 
         run(args)
@@ -55,19 +62,52 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _rows(args: list[str]) -> int:
-    from vocseg.rows import RESULTS, run_rows
+    parser = _Parser(
+        prog="vocseg rows",
+        usage="vocseg rows [ROW ...] [--results FOLDER] [options of vocseg fit, for all rows]",
+        description="Trains, validates and tests rows of the paper's tables (experiments/paper/rows.yaml); each leaves "
+        "a record. What has its record is not run again; what was interrupted goes on.",
+        epilog="vocseg rows --data.root /path/to/voc runs every row that needs nothing special.",
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="row to run")
+    parser.add_argument("--results", default=RESULTS, help="folder for the records (default: %(default)s)")
+    given, options = parser.parse_known_args(args)
+    from vocseg.rows import run_rows
 
-    first_option = next((place for place, word in enumerate(args) if word.startswith("-")), len(args))
-    names, options = args[:first_option], args[first_option:]
-    results = RESULTS
-    if "--results" in options[:-1]:
-        place = options.index("--results")
-        results = Path(options[place + 1])
-        del options[place : place + 2]
-    failed = run_rows(names, options, results)
+    failed = run_rows(given.rows, options, Path(given.results))
     if failed:
         raise VocsegError(f"These rows failed, for the reasons above: {', '.join(failed)}.")
     return 0
+
+
+def _tables(args: list[str]) -> int:
+    parser = _Parser(
+        prog="vocseg tables",
+        description="Rebuilds the tables (Markdown and CSV) and figures from the rows' records; trains nothing. A "
+        "RESULTS.md beside the records gets the tables too, between its marks.",
+    )
+    parser.add_argument("--results", default=RESULTS, help="folder of the records (default: %(default)s)")
+    parser.add_argument("--to", default=f"{Path(RESULTS).parent}/paper", help="folder to write (default: %(default)s)")
+    parser.add_argument("--data.root", dest="root", help="the VOC tree; without it the figures of masks are not drawn")
+    parser.add_argument("--data.year", dest="year", default="2007", help="of the tree (default: %(default)s)")
+    given = parser.parse_args(args)
+    from vocseg.tables import write_tables
+
+    problems = write_tables(Path(given.results), Path(given.to), given.root, given.year)
+    print(f"Tables and figures written to {given.to}")
+    if problems:
+        raise VocsegError("\n".join(["Not everything could be reported:", *problems]))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes become VocsegError instead of usage and exit."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise VocsegError(f"{message} (see {self.prog} --help)")
 
 
 def _help() -> str:

@@ -38,6 +38,7 @@ class Record:
     Attributes:
         folder: where from.
         facts: what ``record.json`` says.
+        config: all settings of the run.
         lines: the scalars of each epoch.
         matrices: of ``val`` and ``test``, int64 [N, C+1, C], at the photographs' own sizes.
         squashed: the same at 224x224.
@@ -45,6 +46,7 @@ class Record:
 
     folder: Path
     facts: dict[str, Any]
+    config: dict[str, Any]
     lines: list[dict[str, float]]
     matrices: dict[str, Tensor]
     squashed: dict[str, Tensor]
@@ -99,35 +101,30 @@ def write_record(
     os.replace(part, folder)
 
 
-def read_record(folder: Path, class_names: list[str] | None = None) -> Record:
-    """Reads a record.
-
-    Args:
-        folder: that :func:`write_record` wrote.
-        class_names: the classes that it must be of; None: any.
+def read_record(folder: Path) -> Record:
+    """Reads a record that :func:`write_record` wrote.
 
     Raises:
-        VocsegError: there is none, a part is missing or broken, or it is of other classes.
+        VocsegError: there is none, or a part is missing or broken.
     """
     try:
         facts = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         lines = read_lines(folder / "metrics.csv")
         with np.load(folder / "matrices.npz") as file:
             arrays = {name: torch.from_numpy(file[name].astype(np.int64)) for name in file.files}
         record = Record(
             folder,
             facts,
+            config,
             lines,
             {split: arrays[split] for split in SPLITS},
             {split: arrays[f"{split}_squashed"] for split in SPLITS},
         )
-        names = facts["class_names"]
     except FileNotFoundError as error:
         raise VocsegError(f"The record {folder} is incomplete: {Path(error.filename).name} is missing.") from error
     except Exception as error:  # numpy and zipfile raise half a dozen kinds for a broken file
         raise VocsegError(f"The record {folder} cannot be read: {' '.join(str(error).split())}") from error
-    if class_names is not None and names != class_names:
-        raise VocsegError(f"The record {folder} is of other classes ({len(names)}: {', '.join(names[:3])}, ...).")
     return record
 
 

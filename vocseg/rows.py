@@ -18,8 +18,6 @@ from vocseg.experiments import experiments_folder, resolve_config
 from vocseg.records import provenance, read_record, write_record
 from vocseg.run import LOGS, VocsegCLI, run
 
-RESULTS = Path("experiments/results")
-
 
 @dataclass
 class Row:
@@ -37,6 +35,7 @@ class Row:
         paper: the paper's accuracy and IoU on val, accuracy and IoU on test; None where unreadable; empty: no such row.
         choice: what was chosen where the paper cannot be read, or where the row is ours.
         options: further options of ``vocseg fit``.
+        figure: number of the paper's loss curves of this system, where its table does not tell.
         needs: what it wants beyond VOC2007 and a CPU; such a row runs only when it is named.
     """
 
@@ -51,6 +50,7 @@ class Row:
     paper: list[float | None] = field(default_factory=list)
     choice: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    figure: int | None = None
     needs: str = ""
 
     def fit_options(self) -> list[str]:
@@ -80,12 +80,12 @@ class Declared:
 
     Attributes:
         rows: by name, in the tables' order.
-        tables: title of each table by its number.
+        tables: ``title`` and, where all its rows share one, ``figure`` of each table by its number.
         shown: places in the test list whose masks are kept.
     """
 
     rows: dict[str, Row]
-    tables: dict[int, str]
+    tables: dict[int, dict[str, Any]]
     shown: list[int]
 
 
@@ -97,7 +97,7 @@ def declared(path: Path | None = None) -> Declared:
     return Declared(rows, content["tables"], content["shown"])
 
 
-def run_rows(names: Sequence[str], options: Sequence[str], results: Path = RESULTS) -> list[str]:
+def run_rows(names: Sequence[str], options: Sequence[str], results: Path) -> list[str]:
     """Trains, validates and tests rows one after the other.
 
     A row that has its record is not run again; one that was interrupted goes on from its last checkpoint; one that

@@ -1,0 +1,291 @@
+"""Records -> the paper's tables with ours beside them, loss curves and masks."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vocseg.data.files import find_tree, read_image, read_mask
+from vocseg.data.labels import VOC_PALETTE, VOID
+from vocseg.errors import VocsegError
+from vocseg.metrics import all_background, bootstrap_interval, paper_inferred, scores_of
+from vocseg.records import SPLITS, Record, read_record
+from vocseg.rows import Declared, Row, declared
+
+BEGIN, END = "<!-- tables: written by `vocseg tables` -->", "<!-- end of tables -->"
+
+
+@dataclass
+class Scores:
+    """Accuracy and IoU on val and test, each None where unknown."""
+
+    val_accuracy: float | None = None
+    val_iou: float | None = None
+    test_accuracy: float | None = None
+    test_iou: float | None = None
+
+    def cell(self, split: str) -> str:
+        """``accuracy / IoU`` of a split."""
+        accuracy, iou = getattr(self, f"{split}_accuracy"), getattr(self, f"{split}_iou")
+        return "" if accuracy is None and iou is None else f"{_text(accuracy)} / {_text(iou)}"
+
+
+@dataclass
+class Line:
+    """One line of a table."""
+
+    name: str
+    settings: tuple[str, str, str] = ("", "", "")
+    paper: Scores = None
+    inferred: Scores = None
+    record: Scores = None
+    interval: tuple[float, float] | None = None
+    epochs: str = ""
+    best_epoch: str = ""
+    minutes: str = ""
+    device: str = ""
+    note: str = ""
+
+
+def write_tables(results: Path, folder: Path, root: str | None = None, year: str = "2007") -> list[str]:
+    """Writes ``tables.md``, ``table_N.csv`` and ``figure_NN_*.png`` from the records; nothing is trained.
+
+    Args:
+        results: folder with a record for each row.
+        folder: where to.
+        root: of the VOC tree, whose photographs and masks the mask figures show; None: these are not drawn.
+        year: of the tree.
+
+    Returns:
+        What could not be reported, a line each.
+
+    Raises:
+        VocsegError: there are no records, or no VOC tree below ``root``.
+    """
+    known = declared()
+    records, problems = read_records(known, results)
+    if not records:
+        reasons = "".join(f"\n{problem}" for problem in problems)
+        raise VocsegError(f"There are no records of rows in {results}. vocseg rows makes them.{reasons}")
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {number: table_lines(known, records, number) for number in known.tables}
+    text = "\n".join(markdown(f"Table {number}: {known.tables[number]['title']}", tables[number]) for number in tables)
+    (folder / "tables.md").write_text(text, encoding="utf-8")
+    for number, lines in tables.items():
+        (folder / f"table_{number}.csv").write_text(as_csv(lines), encoding="utf-8")
+    document = results.parent / "RESULTS.md"
+    if document.is_file() and BEGIN in document.read_text(encoding="utf-8"):
+        before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    for number, row in best_rows(known, records).items():
+        draw_losses(records[row.name], row.name, folder / f"figure_{number:02}_loss.png")
+        if root is not None:
+            draw_masks(records[row.name], row.name, _tree(root, year), folder / f"figure_{number + 1:02}_masks.png")
+    return problems
+
+
+def read_records(known: Declared, results: Path) -> tuple[dict[str, Record], list[str]]:
+    """The declared rows' records that can be read, and what is wrong with the others.
+
+    Records of other classes than most of them have are left out.
+    """
+    records, problems = {}, []
+    for name in known.rows:
+        if (results / name).exists():
+            try:
+                records[name] = read_record(results / name)
+            except VocsegError as error:
+                problems.append(str(error))
+    if records:
+        classes = Counter(tuple(record.facts["class_names"]) for record in records.values()).most_common(1)[0][0]
+        for name, record in list(records.items()):
+            if tuple(record.facts["class_names"]) != classes:
+                del records[name]
+                problems.append(
+                    f"The record {results / name} is of other classes than the rest "
+                    f"({len(record.facts['class_names'])} instead of {len(classes)}): left out."
+                )
+    return records, problems
+
+
+def table_lines(known: Declared, records: dict[str, Record], number: int) -> list[Line]:
+    """The lines of one table: the all-background row, then the declared ones."""
+    first = next(iter(records.values()))
+    lines = [
+        Line(
+            "all background",
+            inferred=_scores({split: paper_inferred(all_background(first.squashed[split])) for split in SPLITS}),
+            record=_scores({split: scores_of(all_background(first.matrices[split]).sum(0)) for split in SPLITS}),
+        )
+    ]
+    for row in known.rows.values():
+        if row.table == number:
+            lines.append(_line(row, records.get(row.name)))
+    return lines
+
+
+def _line(row: Row, record: Record | None) -> Line:
+    paper = Scores(*row.paper) if row.paper else Scores()
+    settings = (row.activation, f"{row.lr:g}", f"{row.weight_decay:g}")
+    if record is None:
+        needs = f": needs {row.needs}" if row.needs else ""
+        return Line(row.name, settings, paper, Scores(), Scores(), epochs=f"not run{needs}", note=row.choice)
+    model = record.config["model"]
+    optimizer = model["optimizer"]["init_args"]
+    activation = model["decoder"]["init_args"].get("activation", row.activation)
+    return Line(
+        row.name,
+        (activation, f"{optimizer['lr']:g}", f"{optimizer['weight_decay']:g}"),
+        paper,
+        _scores({split: paper_inferred(record.squashed[split]) for split in SPLITS}),
+        _scores({split: scores_of(record.matrices[split].sum(0)) for split in SPLITS}),
+        bootstrap_interval(record.matrices["test"]),
+        str(record.facts["epochs"]),
+        str(record.facts["best_epoch"]),
+        str(record.facts["minutes"]),
+        f"{record.facts['device']}, {record.facts['precision']}",
+        row.choice,
+    )
+
+
+def _scores(of_splits: dict[str, dict[str, float]]) -> Scores:
+    return Scores(
+        of_splits["val"]["pixel_accuracy"],
+        of_splits["val"]["miou"],
+        of_splits["test"]["pixel_accuracy"],
+        of_splits["test"]["miou"],
+    )
+
+
+def markdown(title: str, lines: Sequence[Line]) -> str:
+    """A table in Markdown, with the choices and devices below it."""
+    head = [
+        *("row", "activation", "rate", "L2", "paper, val", "paper, test", "ours, `paper_inferred`, val", "test"),
+        *("ours, of record, val", "test", "95 % of test mIoU", "epochs", "best", "minutes"),
+    ]
+    rows = [head, ["---"] * len(head)]
+    for line in lines:
+        paper, inferred, record = (scores or Scores() for scores in (line.paper, line.inferred, line.record))
+        interval = f"{line.interval[0]:.4f} to {line.interval[1]:.4f}" if line.interval else ""
+        pairs = [scores.cell(split) for scores in (paper, inferred, record) for split in SPLITS]
+        rows.append([line.name, *line.settings, *pairs, interval, line.epochs, line.best_epoch, line.minutes])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    devices = sorted({line.device for line in lines if line.device})
+    notes = [f"- {line.name}: {line.note}" for line in lines if line.note]
+    notes += [f"- Run on: {device}" for device in devices]
+    return f"### {title}\n\nEach pair is accuracy / IoU.\n\n{table}\n\n" + "".join(f"{note}\n" for note in notes)
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    """A table as CSV, a column for each figure."""
+    splits = [f"{split}_{figure}" for split in SPLITS for figure in ("accuracy", "iou")]
+    kinds = ("paper", "paper_inferred", "of_record")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["row", "activation", "lr", "weight_decay"]
+        + [f"{kind}_{name}" for kind in kinds for name in splits]
+        + ["test_iou_low", "test_iou_high", "epochs", "best_epoch", "minutes", "device", "note"]
+    )
+    for line in lines:
+        scores = [kind or Scores() for kind in (line.paper, line.inferred, line.record)]
+        interval = [f"{end:.4f}" for end in line.interval] if line.interval else ["", ""]
+        figures = [_text(getattr(kind, name), missing="") for kind in scores for name in splits]
+        ends = [line.epochs, line.best_epoch, line.minutes, line.device, line.note]
+        writer.writerow([line.name, *line.settings, *figures, *interval, *ends])
+    return text.getvalue()
+
+
+def best_rows(known: Declared, records: dict[str, Record]) -> dict[int, Row]:
+    """The row with the best val mIoU among those of each of the paper's figures, by the figure's number."""
+    best: dict[int, Row] = {}
+    for name, record in records.items():
+        row = known.rows[name]
+        number = row.figure or known.tables[row.table].get("figure")
+        if number and (number not in best or _miou(record) > _miou(records[best[number].name])):
+            best[number] = row
+    return dict(sorted(best.items()))
+
+
+def _miou(record: Record) -> float:
+    return scores_of(record.matrices["val"].sum(0))["miou"]
+
+
+def draw_losses(record: Record, title: str, path: Path) -> None:
+    """Draws training and validation loss by epoch in one plot."""
+    figure, axes = _subplots(1, 1, (5, 3.2))
+    for name, label in (("train/loss", "training"), ("val/loss", "validation")):
+        points = [(line["epoch"], line[name]) for line in record.lines if name in line]
+        axes.plot(*zip(*points, strict=True), marker=".", label=label)
+    axes.axvline(record.facts["best_epoch"], color="grey", linewidth=0.8, linestyle=":", label="best val/miou")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="epoch", ylabel="loss", title=title)
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_masks(record: Record, title: str, tree: Path, path: Path) -> None:
+    """Draws photograph, truth and prediction of the test images whose masks were kept."""
+    masks = record.masks()
+    figure, axes = _subplots(len(masks), 3, (6.6, 1.75 * len(masks) + 0.9))
+    names = record.facts["class_names"]
+    seen: set[int] = set()
+    for place, (name, file) in enumerate(masks.items()):
+        photograph = next(iter(sorted((tree / "JPEGImages").glob(f"{name}.*"))), None)
+        if photograph is None:
+            raise VocsegError(f"The record {record.folder} shows {name}, which {tree} does not have.")
+        truth, prediction = read_mask(tree / "SegmentationClass" / f"{name}.png"), read_mask(file)
+        seen |= {int(label) for label in np.unique([*np.unique(truth), *np.unique(prediction)])}
+        pictures = (read_image(photograph), coloured(truth), coloured(prediction))
+        for column, (picture, heading) in enumerate(zip(pictures, ("photograph", "truth", title), strict=True)):
+            axes[place, column].imshow(picture)
+            axes[place, column].set_axis_off()
+            if place == 0:
+                axes[place, column].set_title(heading, fontsize=9)
+    _legend(figure, [(names[label], VOC_PALETTE[label]) for label in sorted(seen - {VOID})])
+    _save(figure, path)
+
+
+def coloured(labels: np.ndarray) -> np.ndarray:
+    """Labels uint8 [H, W] in VOC's colours, uint8 [H, W, 3]; void is its cream."""
+    return VOC_PALETTE[labels]
+
+
+def _legend(figure: Any, entries: Sequence[tuple[str, np.ndarray]]) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(facecolor=colour / 255, edgecolor="grey", label=name) for name, colour in entries]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot: no window, no state
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=rows * columns == 1)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Writes a PNG of at most 256 colours: a third of the size, and no eye sees it."""
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
+
+
+def _tree(root: str, year: str) -> Path:
+    tree = find_tree(Path(root).expanduser(), year)
+    if tree is None:
+        raise VocsegError(f"There is no VOC{year} tree below {root}: the mask figures need its photographs.")
+    return tree
+
+
+def _text(value: float | Tensor | None, missing: str = "?") -> str:
+    return missing if value is None else f"{value:.4f}"
