@@ -178,7 +178,7 @@ def _run_row(row: Row, options: list[str], folder: Path, shown: Sequence[int]) -
 def _masks(tested: VocsegCLI, shown: Sequence[int]) -> dict[str, Any]:
     """The predicted label maps of some test images, uint8 [H, W], by photograph's name."""
     dataset = tested.datamodule.datasets["test"]
-    places = [place for place in shown if place < len(dataset)]
+    places = sorted({place % len(dataset) for place in shown})  # a tree of one's own may be smaller
     batch = collate([dataset[place] for place in places])
     batch = {**batch, "original_size": [mask.shape for mask in batch["original_mask"]]}
     batch["image"] = batch["image"].to(tested.model.device)

@@ -97,7 +97,6 @@ class VocsegCLI(LightningCLI):
                 "checkpoint.monitor": "val/miou",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -148,27 +147,38 @@ class VocsegCLI(LightningCLI):
         """Makes the trainer, with our loggers and callbacks unless the config has its own."""
         settings = self._get(self.config_init, "trainer")
         callbacks = [*(settings.callbacks or []), ResultTable()]
+        self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if settings.logger is None or settings.logger is True:
-            kwargs["logger"] = self._logger(Path(settings.default_root_dir or ".") / LOGS)
+            # absolute, for a resumed run must find its checkpoints under the names that it gave them
+            kwargs["logger"] = self._logger((Path(settings.default_root_dir or ".") / LOGS).absolute())
             if not settings.fast_dev_run and self.subcommand == "fit":
                 callbacks += [LearningRateMonitor("epoch"), History()]
-        patience, checkpoint = self._get(self.config, "early_stopping"), self._get(self.config, "checkpoint")
-        if self.subcommand == "fit" and patience is not None:
-            callbacks.append(EarlyStopping(checkpoint.monitor, mode=checkpoint.mode, patience=patience))
-        if self.subcommand != "fit":
-            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+        if self.subcommand == "fit":
+            callbacks += self._fit_callbacks()
+        else:
             kwargs["enable_checkpointing"] = False
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise VocsegError(f"--trainer: {' '.join(str(error).split())}") from error
 
+    def _fit_callbacks(self) -> list[L.Callback]:
+        """Early stopping if wanted, the best checkpoint, and after it (it knows of the best) the last."""
+        best = self._get(self.config_init, "checkpoint")
+        patience = self._get(self.config, "early_stopping")
+        stopping = [] if patience is None else [EarlyStopping(best.monitor, mode=best.mode, patience=patience)]
+        # save_last of the best one would write only when there is a new best
+        last = ModelCheckpoint(
+            best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        return [*stopping, best, last]
+
     def after_fit(self) -> None:
         """Says where things are and what to paste next."""
         if self.trainer.fast_dev_run or not self.trainer.is_global_zero or not self.trainer.loggers:
             return
-        checkpoints = self.trainer.checkpoint_callback
-        best = _shown(checkpoints.best_model_path or checkpoints.last_model_path)
+        checkpoints, last = self.trainer.checkpoint_callbacks
+        best = _shown(checkpoints.best_model_path or last.best_model_path)
         score = checkpoints.best_model_score
         scored = "not known: nothing was validated" if score is None else f"{checkpoints.monitor} {score:.4f}"
         photograph = _shown(self.datamodule.datasets["val"].samples[0].image)
