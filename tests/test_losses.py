@@ -1,7 +1,11 @@
+import math
+
+import pytest
 import torch
 from torch.nn import functional as F
 
-from vocseg.losses import CrossEntropy, loss_totals
+from vocseg import VocsegError
+from vocseg.losses import CrossEntropy, FocalLoss, inverse_frequency, loss_totals
 
 
 def test_cross_entropy_equals_torch_and_ignores_void():
@@ -29,3 +33,109 @@ def test_totals_of_a_strangers_loss_are_weighted_by_its_valid_pixels():
     assert torch.allclose(torch.stack(loss_totals(stranger, logits, mask)), torch.stack(expected))
     nothing = loss_totals(stranger, logits, torch.full_like(mask, 255))
     assert [value.item() for value in nothing] == [0, 0]
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 16, 18, generator=generator)
+    mask = torch.randint(0, 5, (2, 16, 18), generator=generator)
+    mask[0, :3] = 255
+    return logits, mask
+
+
+WEIGHTS = [0.1, 0.5, 2.0, 0.0, 1.3]
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(WEIGHTS), FocalLoss(0, WEIGHTS)])
+def test_with_weights_they_equal_torch_values_and_gradients(loss, batch):
+    logits, mask = batch
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    expected = F.cross_entropy(theirs, mask, weight=torch.tensor(WEIGHTS), ignore_index=255, reduction="mean")
+    value = loss(ours, mask)
+    value.backward()
+    expected.backward()
+    assert abs(value.item() - expected.item()) < 1e-6
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-7)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
+def test_focal_loss_is_lins_equation_4(gamma, batch):
+    logits, mask = batch
+    total, count = 0.0, 0
+    probabilities = logits.double().softmax(1)
+    for image in range(2):
+        for row in range(16):
+            for column in range(18):
+                label = int(mask[image, row, column])
+                if label != 255:
+                    p = float(probabilities[image, label, row, column])
+                    total += -((1 - p) ** gamma) * math.log(p)
+                    count += 1
+    assert FocalLoss(gamma)(logits, mask).item() == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_batches_add_up_to_the_split(weights, batch):
+    logits, mask = batch
+    loss = FocalLoss(2, weights)
+    parts = [loss.totals(logits[image : image + 1], mask[image : image + 1]) for image in range(2)]
+    summed = sum(total for total, _ in parts) / sum(count for _, count in parts)
+    assert summed.item() == pytest.approx(loss(logits, mask).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_extreme_logits_give_finite_losses_and_gradients(gamma, scale, batch):
+    logits = (batch[0].sign() * scale).requires_grad_()
+    value = FocalLoss(gamma, WEIGHTS)(logits, batch[1])
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_under_mixed_precision_the_loss_is_computed_in_float32(batch):
+    logits, mask = batch
+    with torch.autocast("cpu", torch.bfloat16):
+        value = FocalLoss(2, WEIGHTS)(logits.bfloat16(), mask)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(FocalLoss(2, WEIGHTS)(logits.bfloat16().float(), mask).item())
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_focal_of_all_void_is_zero(weights):
+    logits = torch.randn(1, 5, 4, 4, requires_grad=True)
+    loss = FocalLoss(2, weights)(logits, torch.full((1, 4, 4), 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_inverse_frequency_is_the_papers():
+    counts = torch.tensor([1000, 10, 40])
+    inverse = [1 / 1000, 1 / 10, 1 / 40]
+    assert inverse_frequency(counts).tolist() == pytest.approx([value / sum(inverse) for value in inverse])
+
+
+def test_an_absent_class_weighs_as_much_as_the_rarest():
+    weights = inverse_frequency(torch.tensor([1000, 0, 10, 40]))
+    assert weights[1] == weights[2]
+    assert weights[[0, 2, 3]].tolist() == pytest.approx(inverse_frequency(torch.tensor([1000, 10, 40])).tolist())
+    with pytest.raises(VocsegError, match="void"):
+        inverse_frequency(torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: FocalLoss(-0.1), "gamma of at least 0, got -0.1"),
+        (lambda: FocalLoss(float("nan")), "gamma"),
+        (lambda: CrossEntropy([1.0, -1.0]), "not negative"),
+        (lambda: CrossEntropy([1.0, math.inf]), "finite"),
+        (lambda: CrossEntropy([0.0, 0.0]), "all 0"),
+        (lambda: CrossEntropy([1.0, 2.0]).prepare(3), "2 numbers for 3 classes"),
+    ],
+)
+def test_impossible_settings_are_refused(make, says):
+    with pytest.raises(VocsegError, match=says):
+        make()

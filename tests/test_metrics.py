@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from vocseg.metrics import Evaluation, count_matrix, scores_of
+from vocseg.metrics import (
+    Evaluation,
+    all_background,
+    bootstrap_interval,
+    count_matrix,
+    paper_inferred,
+    scores_of,
+)
 
 
 def by_hand(predictions, targets, classes):
@@ -102,3 +109,66 @@ def test_reset_forgets(images):
 def test_count_matrix_counts_void_in_its_own_row():
     matrix = count_matrix(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 2)
     assert matrix.tolist() == [[1, 1], [0, 0], [0, 1]]
+
+
+def test_the_papers_protocol_counts_void_as_background_and_averages_over_sixteens():
+    """18 images at 224x224: sixteen with a half of class 1 half found, then two whose void is called class 2."""
+    evaluation = Evaluation(4)
+    target, prediction = torch.zeros(224, 224).long(), torch.zeros(224, 224).long()
+    target[:, :112] = 1
+    prediction[:, :56] = 1
+    for index in range(16):
+        evaluation.update_image(prediction, target, index)
+    for index in (16, 17):
+        evaluation.update_image(torch.full((224, 224), 2), torch.full((224, 224), 255), index)
+    result = evaluation.compute()
+    # first block: background 2/3 (its half, and a quarter too many), class 1 1/2; second: background 0, class 2 0
+    assert result.paper_inferred()["miou"] == pytest.approx(((2 / 3 + 1 / 2) / 2 + 0) / 2)
+    assert result.paper_inferred()["pixel_accuracy"] == pytest.approx(16 * 0.75 / 18)
+    # of record: void does not count, so class 2 occurs nowhere and all images are one
+    assert result.miou == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert result.pixel_accuracy == pytest.approx(0.75)
+
+
+def test_the_papers_protocol_squashes_to_224():
+    """A photograph of 10x20 whose left half is class 1 is half class 1 at 224x224, too."""
+    evaluation = Evaluation(2)
+    target = torch.zeros(10, 20).long()
+    target[:, :10] = 1
+    evaluation.update_image(torch.zeros(10, 20).long(), target, 0)
+    squashed = evaluation.compute().squashed[0]
+    assert squashed.tolist() == [[224 * 112, 0], [224 * 112, 0], [0, 0]]
+
+
+def test_all_background_under_both_protocols():
+    """Two images, one quarter of class 1 each and one quarter void: worked out by hand."""
+    evaluation = Evaluation(3)
+    target = torch.zeros(224, 224).long()
+    target[:112, :112], target[112:, 112:] = 1, 255
+    for index in range(2):
+        evaluation.update_image(torch.ones(224, 224).long(), target, index)
+    result = evaluation.compute()
+    assert result.all_background() == pytest.approx({"miou": (2 / 3 + 0) / 2, "pixel_accuracy": 2 / 3})
+    inferred = paper_inferred(all_background(result.squashed))
+    assert inferred == pytest.approx({"miou": (3 / 4 + 0) / 2, "pixel_accuracy": 3 / 4})
+
+
+def test_no_images_have_no_paper_figures():
+    assert math.isnan(paper_inferred(torch.zeros(0, 4, 3).long())["miou"])
+
+
+def test_the_bootstrap_interval_holds_the_figure_and_repeats():
+    rng = np.random.default_rng(0)
+    evaluation = Evaluation(3)
+    for index in range(30):
+        target = rng.integers(0, 3, (12, 12))
+        wrong = rng.random((12, 12)) < rng.random()
+        prediction = np.where(wrong, rng.integers(0, 3, (12, 12)), target)
+        evaluation.update_image(torch.from_numpy(prediction), torch.from_numpy(target), index)
+    result = evaluation.compute()
+    low, high = bootstrap_interval(result.matrices)
+    assert low < result.miou < high
+    assert (low, high) == bootstrap_interval(result.matrices)
+    # the same images over and over leave nothing to chance
+    constant = result.matrices[:1].repeat(30, 1, 1)
+    assert bootstrap_interval(constant) == pytest.approx([scores_of(constant.sum(0))["miou"]] * 2)

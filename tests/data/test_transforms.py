@@ -122,3 +122,31 @@ def test_a_description_rebuilds_the_same_transform():
 def test_mistakes_are_named(wanted, message):
     with pytest.raises(VocsegError, match=message):
         make_transforms(wanted, TRAIN_PIPELINES, (8, 8), "train_transforms")
+
+
+@pytest.mark.parametrize("name", TRAIN_PIPELINES)
+def test_every_named_pipeline_gives_the_size_and_known_labels(name):
+    for index in range(10):
+        item = Pipeline(TRAIN_PIPELINES[name](48, 40), num_classes=21)(IMAGE, MASK, index=index)
+        assert item["image"].shape == (3, 48, 40)
+        assert set(item["mask"].unique().tolist()) <= {7, 255}
+
+
+@pytest.mark.parametrize(
+    ("name", "variants"), [("resize", 1), ("flip", 2), ("flip_both", 4), ("affine", 10), ("paper", 10)]
+)
+def test_named_pipelines_draw_as_they_say(name, variants):
+    drawn = {
+        Pipeline(TRAIN_PIPELINES[name](60, 80), 21)(IMAGE, MASK, index=index)["image"].numpy().tobytes()
+        for index in range(40)
+    }
+    assert len(drawn) == variants if variants < 10 else len(drawn) > 30
+
+
+def test_void_as_background_leaves_invented_pixels_void():
+    mask = MASK.copy()
+    mask[:, 40:] = 255
+    moved = Pipeline([A.Affine(translate_percent={"x": 0.25, "y": 0.0}, p=1)], 21, void_label=0)(IMAGE, mask)["mask"]
+    assert set(moved[:, :20].unique().tolist()) == {255}
+    assert set(moved[:, 60:].unique().tolist()) == {0}
+    assert mask[0, 79] == 255  # the caller's array stays as it was

@@ -1,6 +1,7 @@
 """albumentations, kept in one file: named pipelines, random draws that can be repeated, masks that stay honest."""
 
 import os
+import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -128,8 +129,9 @@ def describe_transform(transform: A.BasicTransform | A.BaseCompose) -> dict[str,
 class Pipeline:
     """Transforms, then normalisation, with draws that follow from (seed, epoch, sample) alone.
 
-    albumentations' own generators repeat themselves over epochs and worker processes; reseeding them for each sample
-    makes a draw the same whatever the number of workers, and after resuming.
+    albumentations' own generators repeat themselves over epochs and worker processes; new ones for each sample make a
+    draw the same whatever the number of workers, and after resuming. All transforms of a pipeline share them: given the
+    same seed each, as ``Compose.set_random_seed`` does, two flips would always come together.
 
     Args:
         transforms: albumentations transforms, applied in order.
@@ -158,8 +160,8 @@ class Pipeline:
         Returns:
             ``image`` float32 [3, h, w], normalised, and ``mask`` int64 [h, w] if there was one.
         """
-        draws = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)
-        self.compose.set_random_seed(int(draws[0]))
+        seeds = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)
+        self.compose.set_random_state(np.random.default_rng(seeds[0]), random.Random(int(seeds[1])))
         if mask is None:
             return {"image": to_tensor(self.compose(image=image)["image"])}
         if self.void_label != VOID:
