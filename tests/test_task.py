@@ -9,7 +9,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from vocseg import DeconvDecoder, ResNet, SegmentationTask, SkipDecoder, StridedEncoder, VOCDataModule, VocsegError
+from vocseg import (
+    CrossEntropy,
+    DeconvDecoder,
+    FocalLoss,
+    ResNet,
+    SegmentationTask,
+    SkipDecoder,
+    StridedEncoder,
+    VOCDataModule,
+    VocsegError,
+)
 from vocseg.data.datasets import collate
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 
@@ -123,7 +133,41 @@ def test_pretrained_weights_are_needed_only_by_the_first_fit(tmp_path):
     loaded = SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt")
     assert torch.equal(loaded.backbone.conv1.weight, source.conv1.weight)
     trainer(tmp_path, max_epochs=2).fit(loaded, tuples(), ckpt_path=tmp_path / "c.ckpt")  # resumes
+    anew = small(backbone=ResNet(18, weights=str(tmp_path / "weights.pth"), freeze=True))
+    trainer(tmp_path, max_epochs=2).fit(anew, tuples(), ckpt_path=tmp_path / "c.ckpt")  # as the command line does
+    assert torch.equal(anew.backbone.conv1.weight, source.conv1.weight)
     trainer(tmp_path).fit(SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt"), tuples())  # fine-tunes
+
+
+class Counted(L.LightningDataModule):
+    """A stranger's data that says how often each class occurs; class a never does."""
+
+    class_counts = torch.tensor([900, 0, 100])
+
+    def train_dataloader(self):
+        return tuples()
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy("inverse_frequency"), FocalLoss(1.5, "inverse_frequency")])
+def test_class_weights_are_counted_once_and_travel_with_the_checkpoint(loss, tmp_path, caplog):
+    run = trainer(tmp_path)
+    run.fit(small(loss=loss), datamodule=Counted())
+    assert caplog.text.count("No pixel of the training split is a:") == 1
+    run.save_checkpoint(tmp_path / "c.ckpt")
+    loaded = SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt")
+    assert type(loaded.loss) is type(loss)
+    assert loaded.loss.class_weights.tolist() == pytest.approx([0.1, 0.9, 0.9])
+    trainer(tmp_path, max_epochs=2).fit(loaded, tuples(), ckpt_path=tmp_path / "c.ckpt")  # needs no counts again
+
+
+def test_counted_weights_need_counts(tmp_path):
+    with pytest.raises(VocsegError, match="class_counts"):
+        trainer(tmp_path).fit(small(loss=CrossEntropy("inverse_frequency")), tuples())
+
+
+def test_given_weights_must_fit_the_classes():
+    with pytest.raises(VocsegError, match="2 numbers for 3 classes"):
+        small(loss=CrossEntropy([0.5, 0.5]))
 
 
 STRANGER = """

@@ -69,6 +69,8 @@ def _silence() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
     # Lightning calls what torch has deprecated
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # a resumed run goes on in its own folder
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # scoring a checkpoint needs no checkpoint callback
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     # everything of ours is logged per epoch, whatever the interval

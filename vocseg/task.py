@@ -113,9 +113,9 @@ class SegmentationTask(L.LightningModule):
             features = self.backbone(padded)
         return resize(self.decoder(features).float(), padded.shape[-2:])[..., :height, :width]
 
-    def setup(self, stage: str) -> None:
+    def on_fit_start(self) -> None:
         """Reads the backbone's pretrained weights and counts the classes if a new training starts here."""
-        if stage != "fit" or self.trainer.ckpt_path is not None:
+        if self.trainer.ckpt_path is not None:  # known only now, not yet in setup()
             return
         if hasattr(self.backbone, "load_pretrained"):
             self.backbone.load_pretrained()

@@ -14,6 +14,8 @@ from vocseg import VOCDataModule, VocsegError
 from vocseg.data.files import find_images
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 
+LISTS, MASKS = "VOCdevkit/VOC2007/ImageSets/Segmentation", "VOCdevkit/VOC2007/SegmentationClass"
+
 
 def make(voc_root, **settings):
     settings = {
@@ -55,6 +57,29 @@ def test_training_batches_keep_the_contract(voc_root):
 def test_a_split_smaller_than_a_batch_is_not_dropped(voc_root):
     (batch,) = epoch_of(make(voc_root, batch_size=16).train_dataloader(), 0)
     assert len(batch["image"]) == 10
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("void_trains_as", ["ignored", "background"])
+def test_class_counts_are_the_masks_pixels_and_follow_void(voc_root, in_memory, void_trains_as):
+    data = make(voc_root, in_memory=in_memory, void_trains_as=void_trains_as)
+    expected = np.zeros(256, dtype=int)
+    for name in (voc_root / LISTS / "train.txt").read_text().split():
+        with Image.open(voc_root / MASKS / f"{name}.png") as mask:
+            for label, count in zip(*np.unique(np.array(mask), return_counts=True), strict=True):
+                expected[label] += count
+    assert expected[255] > 0
+    if void_trains_as == "background":
+        expected[0] += expected[255]
+    assert data.class_counts.tolist() == expected[: len(SYNTHETIC_CLASSES)].tolist()
+    assert data.class_counts is data.class_counts  # counted once
+
+
+def test_void_trains_as_background_but_is_never_scored(voc_root):
+    data = make(voc_root, void_trains_as="background")
+    assert all(255 not in batch["mask"] for batch in epoch_of(data.train_dataloader(), 0))
+    assert any(255 in batch["mask"] for batch in data.val_dataloader())
+    assert any((mask == 255).any() for batch in data.val_dataloader() for mask in batch["original_mask"])
 
 
 @pytest.mark.parametrize("eval_transforms", ["resize", "keep_ratio"])
