@@ -235,7 +235,68 @@ def test_training_is_the_same_twice(voc_root, vocseg, tmp_path):
     for name in ("a", "b"):
         assert vocseg(*fit_flags(voc_root), "--name", name)[0] == 0
         rows.append(scalars(tmp_path / "lightning_logs" / name / "version_0"))
+        assert all(float(row.pop("seconds")) > 0 for row in rows[-1])
     assert rows[0] == rows[1]
+
+
+IMPROVEMENTS = {
+    "cosine": ["--model.schedule.kind", "cosine"],
+    "restarts": ["--model.schedule.kind", "cosine_restarts", "--model.schedule.cycle", "3"],
+    "augmentation": ["--data.train_transforms", "paper"],
+    "class weights": ["--model.loss", "CrossEntropy", "--model.loss.class_weights", "inverse_frequency"],
+    "given weights": ["--model.loss", "CrossEntropy", "--model.loss.class_weights", "[1,1,1,1,1,2,2]"],
+    "focal": ["--model.loss", "FocalLoss", "--model.loss.gamma", "1.5"],
+    "all in a file": ["--config", "more.yaml"],
+}
+
+
+@pytest.mark.parametrize("improvement", IMPROVEMENTS)
+def test_improvements_are_added_by_flags_or_a_second_config(improvement, voc_root, vocseg, tmp_path):
+    (tmp_path / "more.yaml").write_text(
+        "model:\n  schedule: {kind: cosine}\n"
+        "  loss: {class_path: FocalLoss, init_args: {gamma: 1, class_weights: inverse_frequency}}\n"
+        "data: {train_transforms: flip_both, void_trains_as: background}\n"
+        "early_stopping: 3\n"
+    )
+    flags = IMPROVEMENTS[improvement]
+    status, _, err = vocseg(*fit_flags(voc_root), *flags, "--trainer.max_epochs", 1)
+    assert (status, err) == (0, "")
+    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    kinds = {"cosine": "cosine", "restarts": "cosine_restarts", "all in a file": "cosine"}
+    task = SegmentationTask.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert task.schedule.kind == kinds.get(improvement, "poly")
+    if "weights" in improvement or improvement == "all in a file":
+        assert len(set(task.loss.class_weights.tolist())) > 1
+    if improvement in ("focal", "all in a file"):
+        assert task.loss.gamma == (1.5 if improvement == "focal" else 1)
+
+
+def test_early_stopping_stops(voc_root, vocseg, tmp_path):
+    flags = ["--early_stopping", 2, "--model.optimizer.lr", 0, "--model.backbone.freeze", "true"]
+    flags += ["--model.decoder", "DeconvDecoder", "--trainer.max_epochs", 9]
+    status, _, err = vocseg(*fit_flags(voc_root), *flags)
+    assert status == 0, err
+    epochs = scalars(tmp_path / "lightning_logs" / "quickstart" / "version_0")
+    assert 3 <= len(epochs) < 9
+
+
+def test_a_fit_resumed_from_its_last_checkpoint_goes_on_in_its_folder(voc_root, vocseg, tmp_path):
+    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    flags = ["--data.train_transforms", "crop"]
+    assert vocseg(*fit_flags(voc_root), *flags)[0] == 0
+    before, config = scalars(folder), (folder / "config.yaml").read_text()
+    status, _, err = vocseg(
+        *fit_flags(voc_root), "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 4
+    )
+    assert (status, err) == (0, "")
+    after = scalars(folder)
+    assert after[:2] == before
+    assert [row["epoch"] for row in after] == ["0", "1", "2", "3"]
+    assert (folder / "config.yaml").read_text() == config
+    assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    miou = [float(row["val/miou"]) for row in after]
+    assert best["epoch"] == miou.index(max(miou))
 
 
 def mistakes(voc_root):
@@ -254,6 +315,14 @@ def mistakes(voc_root):
         "module": ([*fit, "--model.backbone", "no_module.Net"], "No module named 'no_module'"),
         "transform": ([*fit, "--data.train_transforms", "[HorizontalFlop]"], "Did you mean 'HorizontalFlip'"),
         "pipeline": ([*fit, "--data.train_transforms", "corp"], "Did you mean 'crop'"),
+        "gamma": ([*fit, "--model.loss", "FocalLoss", "--model.loss.gamma", -1], "gamma of at least 0, got -1"),
+        "length": ([*fit, "--model.schedule.length", 0], "length must be at least 1"),
+        "cycle": ([*fit, "--model.schedule.kind", "cosine_restarts"], "cycle of at least 1"),
+        "weights": (
+            [*fit, "--model.loss", "CrossEntropy", "--model.loss.class_weights", "[1,2]"],
+            "2 numbers for 7 classes",
+        ),
+        "early stopping": ([*fit, "--early_stopping", "-1"], "early_stopping"),
         "nothing": (["fit"], "--model.backbone"),
         "no checkpoint": (["test"], "--ckpt_path"),
         "missing checkpoint": (["test", "--ckpt_path", "none.ckpt"], "no checkpoint none.ckpt"),

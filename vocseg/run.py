@@ -48,19 +48,25 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
     _silence()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a config can name classes of the folder it is used in
-    return (cli_class or VocsegCLI)(
-        SegmentationTask,
-        VOCDataModule,
-        save_config_callback=SaveFitConfig,
-        seed_everything_default=0,
-        parser_kwargs={
-            "exit_on_error": False,
-            **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()},
-        },
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,  # the task describes itself, from Python as well: see vocseg.recording
-        args=list(args),
-    )
+    try:
+        return (cli_class or VocsegCLI)(
+            SegmentationTask,
+            VOCDataModule,
+            save_config_callback=SaveFitConfig,
+            seed_everything_default=0,
+            parser_kwargs={
+                "exit_on_error": False,
+                **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()},
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # the task describes itself, from Python as well: vocseg.recording
+            args=list(args),
+        )
+    except ValueError as error:
+        ours = error  # jsonargparse wraps what a component's constructor raises
+        while ours is not None and not isinstance(ours, VocsegError):
+            ours = ours.__cause__ or ours.__context__
+        raise error if ours is None else ours from None
 
 
 def _silence() -> None:
@@ -168,7 +174,7 @@ class VocsegCLI(LightningCLI):
         """Early stopping if wanted, the best checkpoint, and after it (it knows of the best) the last."""
         best = self._get(self.config_init, "checkpoint")
         patience = self._get(self.config, "early_stopping")
-        stopping = [] if patience is None else [EarlyStopping(best.monitor, mode=best.mode, patience=patience)]
+        stopping = [] if patience is None else [EarlyStopping(best.monitor, mode=best.mode, patience=int(patience))]
         # save_last of the best one would write only when there is a new best
         last = ModelCheckpoint(
             best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
