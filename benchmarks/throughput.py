@@ -17,10 +17,10 @@ from functools import partial
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from vocseg import DeconvDecoder, SegmentationTask, StridedEncoder, VOCDataModule
-from vocseg.callbacks import ResultTable
+from vocseg.callbacks import History, ResultTable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -70,15 +70,14 @@ def through_trainer(data: VOCDataModule, batches: int) -> float:
     """One epoch as `vocseg fit` runs it; returns images per second."""
     timer = EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
-        loggers = [TensorBoardLogger(folder), CSVLogger(folder)]
         trainer = L.Trainer(
             default_root_dir=folder,
             max_epochs=1,
             limit_train_batches=batches,
             limit_val_batches=0,
-            logger=loggers,
+            logger=TensorBoardLogger(folder),
             log_every_n_steps=10,
-            callbacks=[timer, ModelCheckpoint(save_last=True), LearningRateMonitor("epoch"), ResultTable()],
+            callbacks=[timer, ModelCheckpoint(save_last=True), LearningRateMonitor("epoch"), History(), ResultTable()],
             enable_model_summary=False,
         )
         trainer.fit(make_task(), data)

@@ -87,7 +87,7 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
         document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
     for number, row in best_rows(known, records).items():
         draw_losses(records[row.name], row.name, folder / f"figure_{number:02}_loss.png")
-        if root is not None:
+        if root is not None and records[row.name].masks():
             draw_masks(records[row.name], row.name, _tree(root, year), folder / f"figure_{number + 1:02}_masks.png")
     return problems
 
