@@ -9,6 +9,7 @@ import yaml
 
 from vocseg import VOCDataModule
 from vocseg.experiments import list_experiments
+from vocseg.run import VocsegCLI, run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -31,6 +32,21 @@ def test_the_experiments_it_names_exist():
 
 
 def test_its_transforms_are_valid():
-
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    _, block = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert len(VOCDataModule(**yaml.safe_load(block)["data"]).train_transforms) == 3
+
+
+def test_its_second_config_goes_on_top_of_an_experiment(tmp_path, monkeypatch):
+    class Instantiated(VocsegCLI):
+        def fit(self, **kwargs):
+            pass
+
+        def after_fit(self):
+            pass
+
+    monkeypatch.chdir(tmp_path)
+    block, _ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "more.yaml").write_text(block)
+    cli = run(["fit", "--config", "unet_pooled", "--config", "more.yaml"], Instantiated)
+    assert (cli.model.schedule.kind, cli.model.loss.gamma, cli.config["fit"].early_stopping) == ("cosine", 2, 10)
+    assert type(cli.model.backbone).__name__ == "UNetEncoder"
