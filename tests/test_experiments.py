@@ -21,7 +21,7 @@ class Instantiated(VocsegCLI):
 @pytest.mark.parametrize("name", NAMES)
 def test_experiments_instantiate(name):
     text = (experiments_folder() / f"{name}.yaml").read_text()
-    weights = ["--model.backbone.weights", "null"] if "weights:" in text else []
+    weights = ["--model.backbone.weights", "null"] if " weights:" in text else []
     cli = run(["fit", "--config", name, *weights], Instantiated)
     assert len(cli.model.class_names) == len(cli.datamodule.class_names)
     assert cli.trainer.max_epochs > 0
