@@ -6,14 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from vocseg.data.files import find_tree, read_image, read_mask
-from vocseg.data.labels import VOC_PALETTE, VOID
+from vocseg.drawing import coloured, legend_of, losses_figure, panels, save_png
 from vocseg.errors import VocsegError
 from vocseg.metrics import all_background, bootstrap_interval, paper_inferred, scores_of
 from vocseg.records import SPLITS, Record, read_record
@@ -86,9 +83,11 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
         after = rest.partition(END)[2]
         document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
     for number, row in best_rows(known, records).items():
-        draw_losses(records[row.name], row.name, folder / f"figure_{number:02}_loss.png")
-        if root is not None and records[row.name].masks():
-            draw_masks(records[row.name], row.name, _tree(root, year), folder / f"figure_{number + 1:02}_masks.png")
+        record = records[row.name]
+        figure = losses_figure(record.lines, row.name, record.facts["best_epoch"])
+        save_png(figure, folder / f"figure_{number:02}_loss.png")
+        if root is not None and record.masks():
+            draw_masks(record, row.name, _tree(root, year), folder / f"figure_{number + 1:02}_masks.png")
     return problems
 
 
@@ -219,65 +218,18 @@ def _miou(record: Record) -> float:
     return scores_of(record.matrices["val"].sum(0))["miou"]
 
 
-def draw_losses(record: Record, title: str, path: Path) -> None:
-    """Draws training and validation loss by epoch in one plot."""
-    figure, axes = _subplots(1, 1, (5, 3.2))
-    for name, label in (("train/loss", "training"), ("val/loss", "validation")):
-        points = [(line["epoch"], line[name]) for line in record.lines if name in line]
-        axes.plot(*zip(*points, strict=True), marker=".", label=label)
-    axes.axvline(record.facts["best_epoch"], color="grey", linewidth=0.8, linestyle=":", label="best val/miou")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="epoch", ylabel="loss", title=title)
-    axes.legend()
-    _save(figure, path)
-
-
 def draw_masks(record: Record, title: str, tree: Path, path: Path) -> None:
     """Draws photograph, truth and prediction of the test images whose masks were kept."""
-    masks = record.masks()
-    figure, axes = _subplots(len(masks), 3, (6.6, 1.75 * len(masks) + 0.9))
-    names = record.facts["class_names"]
-    seen: set[int] = set()
-    for place, (name, file) in enumerate(masks.items()):
+    rows, labels = [], []
+    for name, file in record.masks().items():
         photograph = next(iter(sorted((tree / "JPEGImages").glob(f"{name}.*"))), None)
         if photograph is None:
             raise VocsegError(f"The record {record.folder} shows {name}, which {tree} does not have.")
         truth, prediction = read_mask(tree / "SegmentationClass" / f"{name}.png"), read_mask(file)
-        seen |= {int(label) for label in np.unique([*np.unique(truth), *np.unique(prediction)])}
-        pictures = (read_image(photograph), coloured(truth), coloured(prediction))
-        for column, (picture, heading) in enumerate(zip(pictures, ("photograph", "truth", title), strict=True)):
-            axes[place, column].imshow(picture)
-            axes[place, column].set_axis_off()
-            if place == 0:
-                axes[place, column].set_title(heading, fontsize=9)
-    _legend(figure, [(names[label], VOC_PALETTE[label]) for label in sorted(seen - {VOID})])
-    _save(figure, path)
-
-
-def coloured(labels: np.ndarray) -> np.ndarray:
-    """Labels uint8 [H, W] in VOC's colours, uint8 [H, W, 3]; void is its cream."""
-    return VOC_PALETTE[labels]
-
-
-def _legend(figure: Any, entries: Sequence[tuple[str, np.ndarray]]) -> None:
-    from matplotlib.patches import Patch
-
-    patches = [Patch(facecolor=colour / 255, edgecolor="grey", label=name) for name, colour in entries]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
-
-
-def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # not pyplot: no window, no state
-
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=rows * columns == 1)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Writes a PNG of at most 256 colours: a third of the size, and no eye sees it."""
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    with Image.open(path) as image:
-        image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
+        labels += [truth, prediction]
+        rows.append((read_image(photograph), coloured(truth), coloured(prediction)))
+    legend = legend_of(labels, record.facts["class_names"])
+    save_png(panels(rows, ("photograph", "truth", title), legend, width=200), path)
 
 
 def _tree(root: str, year: str) -> Path:
