@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import vocseg.backbones
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
-from vocseg.callbacks import History, PredictionWriter, ResultTable
+from vocseg.callbacks import Charts, History, MaskPreviews, PredictionWriter, ResultTable, ScoreFigures
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
@@ -99,6 +99,8 @@ class VocsegCLI(LightningCLI):
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(MaskPreviews, "previews")
+        parser.add_lightning_class_args(ScoreFigures, "figures")
         parser.set_defaults(
             {
                 "model.optimizer": describe(default_optimizer),
@@ -160,7 +162,7 @@ class VocsegCLI(LightningCLI):
             # absolute, for a resumed run must find its checkpoints under the names that it gave them
             kwargs["logger"] = self._logger((Path(settings.default_root_dir or ".") / LOGS).absolute())
             if not settings.fast_dev_run and self.subcommand == "fit":
-                callbacks += [LearningRateMonitor("epoch"), History()]
+                callbacks += [LearningRateMonitor("epoch"), History(), Charts()]
         if self.subcommand == "fit":
             callbacks += self._fit_callbacks()
         else:
@@ -208,9 +210,11 @@ class VocsegCLI(LightningCLI):
     def _logger(self, logs: Path) -> TensorBoardLogger:
         folder = self._run_folder
         if folder is None:
-            return TensorBoardLogger(logs, name=self._get(self.config, "name"))
+            return TensorBoardLogger(logs, name=self._get(self.config, "name"), default_hp_metric=False)
         # validate, test, predict and a resumed fit add to the run of their checkpoint
-        return TensorBoardLogger(folder.parent.parent, name=folder.parent.name, version=folder.name)
+        return TensorBoardLogger(
+            folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
+        )
 
 
 class SaveFitConfig(SaveConfigCallback):

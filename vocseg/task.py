@@ -91,6 +91,7 @@ class SegmentationTask(L.LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
         self.results: dict[str, Result] = {}
+        self._loaded_steps = 0
         self._evaluations = {stage: Evaluation(len(self.class_names)) for stage in ("val", "test")}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -130,13 +131,13 @@ class SegmentationTask(L.LightningModule):
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Adds a batch to the validation figures."""
-        self._evaluate(batch, self._evaluations["val"])
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[int, Tensor]:
+        """Adds a batch to the validation figures; returns its label maps, int64 [H, W], by place in the list."""
+        return self._evaluate(batch, self._evaluations["val"])
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Adds a batch to the test figures."""
-        self._evaluate(batch, self._evaluations["test"])
+    def test_step(self, batch: Any, batch_idx: int) -> dict[int, Tensor]:
+        """Adds a batch to the test figures; returns its label maps, int64 [H, W], by place in the list."""
+        return self._evaluate(batch, self._evaluations["test"])
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/...``."""
@@ -170,8 +171,14 @@ class SegmentationTask(L.LightningModule):
         optimizer = self.optimizer(groups)
         return {"optimizer": optimizer, "lr_scheduler": self.schedule.attach(optimizer, self.trainer)}
 
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps that these weights have seen, here or before they were loaded from a checkpoint."""
+        return max(self.global_step, self._loaded_steps)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of other classes or of another network, in words."""
+        self._loaded_steps = int(checkpoint.get("global_step", 0))
         recorded = (checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("class_names")
         if recorded is not None and list(recorded) != self.class_names:
             raise VocsegError(
@@ -195,25 +202,30 @@ class SegmentationTask(L.LightningModule):
             )
         self.loss.class_weights.copy_(inverse_frequency(counts))
 
-    def _evaluate(self, batch: Any, evaluation: Evaluation) -> None:
+    def _evaluate(self, batch: Any, evaluation: Evaluation) -> dict[int, Tensor]:
         image, mask = _image_and_mask(batch)
         extras = batch if isinstance(batch, dict) else {}
         targets = extras.get("original_mask", mask)
         seen = len(evaluation.matrices)
-        indices = extras.get("index", range(seen, seen + len(image)))
+        indices = [int(index) for index in extras.get("index", range(seen, seen + len(image)))]
+        predictions: dict[int, Tensor] = {}
         for rows, part in parts_of_one_size(image, extras.get("input_size")):
             logits = self(part)
             height, width = part.shape[-2:]
             evaluation.update_loss(*loss_totals(self.loss, logits, mask[rows, :height, :width]))
             for row, scores in zip(rows, logits, strict=True):
                 prediction, squashed = (label_map(scores, size) for size in (targets[row].shape[-2:], PAPER_SIZE))
-                evaluation.update_image(prediction, targets[row], int(indices[row]), squashed)
+                evaluation.update_image(prediction, targets[row], indices[row], squashed)
+                predictions[row] = prediction
+        return {indices[row]: predictions[row] for row in range(len(image))}
 
     def _finish(self, stage: str) -> None:
         evaluation = self._evaluations[stage]
         result = evaluation.compute()
         evaluation.reset()
         self.results[stage] = result
+        if self.trainer.state.fn != "fit":
+            self.log("step", float(max(self.trained_steps - 1, 0)))  # else Lightning would log at step 0
         self.log(f"{stage}/loss", result.loss)
         self.log(f"{stage}/miou", result.miou, prog_bar=True)
         self.log(f"{stage}/pixel_accuracy", result.pixel_accuracy)

@@ -3,5 +3,6 @@
 from vocseg.callbacks.history import History
 from vocseg.callbacks.predictions import PredictionWriter
 from vocseg.callbacks.results import ResultTable
+from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures
 
-__all__ = ["History", "PredictionWriter", "ResultTable"]
+__all__ = ["Charts", "History", "MaskPreviews", "PredictionWriter", "ResultTable", "ScoreFigures"]

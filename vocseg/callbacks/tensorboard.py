@@ -1,0 +1,209 @@
+"""What TensorBoard shows beside the scalars: mask previews, figures, both losses in one chart, HPARAMS.
+
+All of it is quiet when the run does not log to TensorBoard, and done by the first process alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from vocseg.data.datasets import SegmentationDataset
+from vocseg.data.files import read_sample
+from vocseg.data.transforms import MEAN, STD
+from vocseg.drawing import as_array, coloured, confusion_figure, errors, iou_figure, legend_of, panels
+
+CHARTS = {"loss": ["train/loss", "val/loss"], "mIoU": ["val/miou", "test/miou"]}
+METRICS = ("val/miou", "test/miou")
+
+
+class Charts(L.Callback):
+    """Puts training and validation loss in one chart (Custom Scalars) and the run's settings into HPARAMS.
+
+    Both metrics of HPARAMS are declared when the fit starts and no value is written for them: TensorBoard shows the
+    last ones logged, those of a later ``test`` in the same folder included.
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the layout and the settings."""
+        writer = writer_of(trainer)
+        if writer is None:
+            return
+        writer.add_custom_scalars({"vocseg": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
+        for summary in hparams(settings_of(trainer, pl_module), dict.fromkeys(METRICS, 0.0)):
+            writer.file_writer.add_summary(summary)
+
+
+class MaskPreviews(L.Callback):
+    """Draws the same few validation images after each validation: photograph, truth, prediction, errors.
+
+    Of VOC's images those are taken that together show the most classes; of other data the first of the split.
+
+    Args:
+        images: how many; 0 for none.
+        every_n_epochs: only after every n-th epoch, and after ``validate``.
+    """
+
+    def __init__(self, images: int = 4, every_n_epochs: int = 1) -> None:
+        self.images, self.every_n_epochs = images, every_n_epochs
+        self._wanted: list[int] | None = None
+        self._drawn: dict[int, tuple[np.ndarray, ...]] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps what is to be drawn of a batch."""
+        if not self._due(trainer) or not isinstance(outputs, Mapping):
+            return
+        if self._wanted is None:
+            self._wanted = self._choose(trainer)
+        for place, (index, labels) in enumerate(outputs.items()):
+            if index in self._wanted:
+                prediction = labels.cpu().numpy().astype(np.uint8)
+                photograph, truth = _photograph_and_truth(trainer, batch, place, index)
+                self._drawn[index] = (photograph, truth, prediction)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws them."""
+        if not self._drawn:
+            return
+        kept = [self._drawn[index] for index in sorted(self._drawn)]
+        self._drawn = {}
+        rows = [(image, coloured(truth), coloured(mask), errors(mask, truth)) for image, truth, mask in kept]
+        legend = legend_of([labels for _, truth, mask in kept for labels in (truth, mask)], pl_module.class_names)
+        headings = ("photograph", "truth", "prediction", "errors (blue: missed)")
+        picture = panels(rows, headings, legend)
+        writer_of(trainer).add_image("val/previews", picture, steps_of(pl_module), dataformats="HWC")
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        fits = trainer.state.fn == "fit"
+        epoch = not fits or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return self.images > 0 and epoch and not trainer.sanity_checking and writer_of(trainer) is not None
+
+    def _choose(self, trainer: L.Trainer) -> list[int]:
+        dataset = _dataset(trainer)
+        if dataset is None:
+            return list(range(self.images))
+        shares = []
+        for index in range(len(dataset)):
+            _, mask = _read(dataset, index)
+            shares.append(np.bincount(mask.ravel(), minlength=256)[: dataset.pipeline.num_classes] / mask.size)
+        return covering(np.array(shares), self.images)
+
+
+class ScoreFigures(L.Callback):
+    """Draws the confusion matrix and each class's IoU after validation and test.
+
+    Args:
+        every_n_epochs: only after every n-th epoch, and after ``validate`` and ``test``; 0 for never.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws those of ``val``."""
+        fits = trainer.state.fn == "fit"
+        if fits and (self.every_n_epochs == 0 or (trainer.current_epoch + 1) % self.every_n_epochs):
+            return
+        self._draw(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws those of ``test``."""
+        self._draw(trainer, pl_module, "test")
+
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        writer = writer_of(trainer)
+        if writer is None or trainer.sanity_checking or self.every_n_epochs == 0:
+            return
+        result, names, step = pl_module.results[stage], pl_module.class_names, steps_of(pl_module)
+        figures = {
+            "confusion": confusion_figure(result.matrices.sum(0).numpy(), names),
+            "iou": iou_figure({stage: result.iou}, names, f"mIoU {result.miou:.4f}"),
+        }
+        for name, figure in figures.items():
+            writer.add_image(f"{stage}/{name}", as_array(figure, dpi=80), step, dataformats="HWC")
+
+
+def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
+    """The first process's TensorBoard writer, if the run logs to TensorBoard."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero and not trainer.fast_dev_run else None
+
+
+def steps_of(pl_module: L.LightningModule) -> int:
+    """The step under which Lightning logs what comes after the training steps seen so far."""
+    return max(int(getattr(pl_module, "trained_steps", pl_module.global_step)) - 1, 0)
+
+
+def covering(shares: np.ndarray, count: int) -> list[int]:
+    """Chooses images that together show many classes, each image the one that adds most.
+
+    Args:
+        shares: [N, C], the share of each image's pixels that belongs to each class; class 0 does not count.
+        count: how many to choose.
+
+    Returns:
+        At most ``count`` places among the N, ascending.
+    """
+    worth = np.sqrt(shares[:, 1:])  # a second class is worth more than more of the first
+    best = np.zeros(worth.shape[1])
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(shares)):
+        gains = np.maximum(worth, best).sum(1) - best.sum()
+        gains[chosen] = -1
+        chosen.append(int(gains.argmax()))
+        best = np.maximum(best, worth[chosen[-1]])
+    return sorted(chosen)
+
+
+def settings_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    """The settings that tell one run from another, flat: names, numbers and words."""
+    data = dict(getattr(trainer.datamodule, "hparams", None) or {})
+    chosen: dict[str, Any] = {}
+    for role in ("backbone", "decoder", "loss", "optimizer", "schedule"):
+        described = pl_module.hparams.get(role) or {}
+        if "class_path" in described:
+            chosen[role] = described["class_path"].rpartition(".")[2]
+            described = described.get("init_args") or {}
+        chosen |= {f"{role}/{name}": value for name, value in described.items()}
+    chosen |= {name: pl_module.hparams.get(name) for name in ("backbone_lr",)}
+    names = ("batch_size", "image_size", "train_transforms", "void_trains_as", "train_split", "seed")
+    chosen |= {f"data/{name}": data[name] for name in names if name in data}
+    chosen |= {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in chosen.items()
+    }
+
+
+def _dataset(trainer: L.Trainer) -> SegmentationDataset | None:
+    dataset = getattr(trainer.val_dataloaders, "dataset", None)
+    return dataset if isinstance(dataset, SegmentationDataset) else None
+
+
+def _read(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+    if dataset.arrays:
+        return dataset.arrays[index]
+    return read_sample(dataset.samples[index], dataset.pipeline.num_classes)
+
+
+def _photograph_and_truth(trainer: L.Trainer, batch: Any, place: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of VOC's images as they are on disk; of other data what the network was given, made visible again."""
+    dataset = _dataset(trainer)
+    if dataset is not None:
+        return _read(dataset, index)
+    images, masks = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
+    image = images[place].float().cpu() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    photograph = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return photograph, masks[place].cpu().numpy().astype(np.uint8)
