@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
     "rows": "train the paper's rows, one after the other: vocseg rows [ROW ...] [options of fit]",
     "tables": "rebuild the paper's tables and figures from the rows' records: vocseg tables",
+    "report": "make a page of runs' curves, scores and images: vocseg report RUN [RUN ...]",
     "experiments": "list the packaged experiments",
 }
 
@@ -52,6 +53,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return _rows(args[1:])
         if args[0] == "tables":
             return _tables(args[1:])
+        if args[0] == "report":
+            return _report(args[1:])
         from vocseg.run import run
 
         run(args)
@@ -95,6 +98,26 @@ def _tables(args: list[str]) -> int:
 
     problems = write_tables(Path(given.results), Path(given.to), given.root, given.year)
     print(f"Tables and figures written to {given.to}")
+    if problems:
+        raise VocsegError("\n".join(["Not everything could be reported:", *problems]))
+    return 0
+
+
+def _report(args: list[str]) -> int:
+    parser = _Parser(
+        prog="vocseg report",
+        description="Writes one HTML page, which needs nothing beside it, and its figures: settings, curves, scores by "
+        "class, confusion matrix, best and worst test images, and a comparison of several runs. Trains nothing.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder, or an experiment's name: its newest run"
+    )
+    parser.add_argument("--to", default=None, help="folder to write (default: report in the first run's folder)")
+    given = parser.parse_args(args)
+    from vocseg.report import write_report
+
+    page, problems = write_report(given.runs, Path(given.to) if given.to else None)
+    print(f"Report  {page}")
     if problems:
         raise VocsegError("\n".join(["Not everything could be reported:", *problems]))
     return 0

@@ -136,14 +136,19 @@ def count_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor
     return cells.reshape(num_classes + 1, num_classes)
 
 
+def iou_of(matrix: Tensor) -> list[float]:
+    """Derives each class's IoU from a count matrix int64 [C+1, C]; nan for a class that occurs nowhere."""
+    valid = matrix[:-1].double()
+    hits = valid.diag()
+    return (hits / (valid.sum(0) + valid.sum(1) - hits)).tolist()
+
+
 def scores_of(matrix: Tensor) -> dict[str, float]:
     """Derives mIoU and pixel accuracy from a count matrix int64 [C+1, C]; nan where no pixel is valid."""
     valid = matrix[:-1].double()
-    hits = valid.diag()
-    union = valid.sum(0) + valid.sum(1) - hits
     return {
-        "miou": float((hits[union > 0] / union[union > 0]).mean()),
-        "pixel_accuracy": float(hits.sum() / valid.sum()),
+        "miou": float(torch.tensor(iou_of(matrix), dtype=torch.float64).nanmean()),
+        "pixel_accuracy": float(valid.diag().sum() / valid.sum()),
     }
 
 
@@ -167,11 +172,10 @@ def paper_inferred(squashed: Tensor) -> dict[str, float]:
     matrices[:, 0] += squashed[:, -1]  # void is background
     means = []
     for images in matrices.split(PAPER_IMAGES) if len(matrices) else ():
-        counts = images.sum(0)
-        hits, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
-        means.append((hits[union > 0] / union[union > 0]).mean())
+        void = torch.zeros(1, images.shape[-1], dtype=images.dtype)
+        means.append(scores_of(torch.cat([images.sum(0), void]))["miou"])
     return {
-        "miou": float(torch.stack(means).mean()) if means else float("nan"),
+        "miou": float(np.mean(means)) if means else float("nan"),
         "pixel_accuracy": float(matrices.sum(0).diag().sum() / matrices.sum()),
     }
 

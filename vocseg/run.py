@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import vocseg.backbones
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
-from vocseg.callbacks import Charts, History, MaskPreviews, PredictionWriter, ResultTable, ScoreFigures
+from vocseg.callbacks import Charts, History, MaskPreviews, PredictionWriter, ResultTable, ScoreFigures, TestMasks
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
@@ -156,7 +156,7 @@ class VocsegCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Makes the trainer, with our loggers and callbacks unless the config has its own."""
         settings = self._get(self.config_init, "trainer")
-        callbacks = [*(settings.callbacks or []), ResultTable()]
+        callbacks = [*(settings.callbacks or []), ResultTable(), TestMasks()]
         self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if settings.logger is None or settings.logger is True:
             # absolute, for a resumed run must find its checkpoints under the names that it gave them
@@ -205,7 +205,12 @@ class VocsegCLI(LightningCLI):
     def after_predict(self) -> None:
         """Says where the masks are."""
         writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))
-        print(f"\nMasks written to {_shown(writer.folder(self.trainer))}: {len(writer.written)}")
+        folder = _shown(writer.folder(self.trainer))
+        print(f"\nMasks written to {folder}: {len(writer.written)}")
+        if writer.contact_sheet and writer.written:
+            print(f"All of them  {folder}/index.html")
+        if writer.unreadable:
+            raise VocsegError("\n".join([f"Not predicted: {len(writer.unreadable)}", *writer.unreadable]))
 
     def _logger(self, logs: Path) -> TensorBoardLogger:
         folder = self._run_folder

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -91,7 +92,9 @@ class SegmentationTask(L.LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
         self.results: dict[str, Result] = {}
+        self.predict_probabilities = False
         self._loaded_steps = 0
+        self._data_settings: dict[str, Any] = {}
         self._evaluations = {stage: Evaluation(len(self.class_names)) for stage in ("val", "test")}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -113,6 +116,10 @@ class SegmentationTask(L.LightningModule):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             features = self.backbone(padded)
         return resize(self.decoder(features).float(), padded.shape[-2:])[..., :height, :width]
+
+    def setup(self, stage: str) -> None:
+        """Remembers how the data prepares images, for :meth:`segment`."""
+        self._data_settings = dict(getattr(self.trainer.datamodule, "hparams", None) or self._data_settings)
 
     def on_fit_start(self) -> None:
         """Reads the backbone's pretrained weights and counts the classes if a new training starts here."""
@@ -148,14 +155,51 @@ class SegmentationTask(L.LightningModule):
         self._finish("test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[Tensor]:
-        """The label map of each image, uint8 [H, W], at ``original_size`` if the batch has it, else the input's."""
+        """The label map of each image, uint8 [H, W], at ``original_size`` if the batch has it, else the input's.
+
+        Where ``predict_probabilities`` is set, the class probabilities instead, float32 [C, H, W].
+        """
         image = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
         extras = batch if isinstance(batch, dict) else {}
         maps: dict[int, Tensor] = {}
         for rows, part in parts_of_one_size(image, extras.get("input_size")):
             for row, scores in zip(rows, self(part), strict=True):
-                maps[row] = label_map(scores, extras.get("original_size", {row: part.shape[-2:]})[row])
-        return [maps[row].to(torch.uint8) for row in range(len(image))]
+                size = extras.get("original_size", {row: part.shape[-2:]})[row]
+                if self.predict_probabilities:
+                    maps[row] = resize(scores[None].contiguous(), [int(side) for side in size])[0].softmax(0)
+                else:
+                    maps[row] = label_map(scores, size).to(torch.uint8)
+        return [maps[row] for row in range(len(image))]
+
+    @torch.no_grad()
+    def segment(self, image: Any) -> np.ndarray:
+        """Segments one photograph, prepared as the images were that this task was evaluated on.
+
+        Args:
+            image: a path, a PIL image, or an array, uint8 [H, W, 3] (RGB) or [H, W] (grey).
+
+        Returns:
+            Its label map, uint8 [H, W].
+
+        Raises:
+            VocsegError: it cannot be read, or is no such array.
+        """
+        from vocseg.data.files import as_rgb
+        from vocseg.data.transforms import EVAL_PIPELINES, Pipeline, make_transforms
+
+        pixels = as_rgb(image)
+        data = self._data_settings
+        transforms = []  # evaluated on somebody else's data: at the photograph's own size
+        if {"eval_transforms", "image_size"} <= set(data):
+            transforms = make_transforms(
+                data["eval_transforms"], EVAL_PIPELINES, tuple(data["image_size"]), "eval_transforms"
+            )
+        tensor = Pipeline(transforms, len(self.class_names))(pixels)["image"]
+        was_training = self.training
+        self.eval()
+        scores = self(tensor[None].to(self.device))[0]
+        self.train(was_training)
+        return label_map(scores, pixels.shape[:2]).to(torch.uint8).cpu().numpy()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer over what trains, the backbone in a group of its own, and the schedule."""
@@ -179,6 +223,7 @@ class SegmentationTask(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of other classes or of another network, in words."""
         self._loaded_steps = int(checkpoint.get("global_step", 0))
+        self._data_settings = dict(checkpoint.get(L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
         recorded = (checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("class_names")
         if recorded is not None and list(recorded) != self.class_names:
             raise VocsegError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,8 @@ from vocseg.metrics import Result
 class ResultTable(L.Callback):
     """Prints the table of the best validation when training ends, and of each ``validate`` and ``test``.
 
-    ``test`` also leaves its figures in ``test.json`` in the run's folder. The figures are the task's ``results``.
+    ``test`` also leaves its figures in ``test.json`` in the run's folder, and each image's count matrices in
+    ``test.npz``. The figures are the task's ``results``.
     """
 
     def __init__(self) -> None:
@@ -44,10 +46,13 @@ class ResultTable(L.Callback):
         if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:
             folder = Path(trainer.loggers[0].log_dir)
             folder.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(folder / "test.npz", matrices=result.matrices.numpy(), squashed=result.squashed.numpy())
+            samples = getattr(trainer.test_dataloaders.dataset, "samples", ())
             record = {
                 "checkpoint": str(trainer.ckpt_path or ""),
                 "data": dict(getattr(trainer.datamodule, "hparams", {})),
                 **result_record(result, pl_module.class_names),
+                "samples": [{"image": str(sample.image), "mask": str(sample.mask)} for sample in samples],
             }
             (folder / "test.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

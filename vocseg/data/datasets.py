@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from vocseg.data.files import Sample, read_image, read_sample
 from vocseg.data.labels import VOID
 from vocseg.data.transforms import Pipeline
+from vocseg.errors import VocsegError
 
 
 class SegmentationDataset(Dataset):
@@ -49,7 +50,7 @@ class SegmentationDataset(Dataset):
 
 
 class PredictionDataset(Dataset):
-    """Photographs without masks.
+    """Photographs without masks. One that cannot be read becomes an item with nothing but ``unreadable``.
 
     Args:
         paths: the files.
@@ -63,7 +64,10 @@ class PredictionDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = read_image(self.paths[index])
+        try:
+            image = read_image(self.paths[index])
+        except VocsegError as error:
+            return {"unreadable": str(error)}  # the others shall have their masks
         item = self.pipeline(image, index=index)
         item.update(
             path=str(self.paths[index]), original_size=image.shape[:2], input_size=tuple(item["image"].shape[-2:])
@@ -98,7 +102,14 @@ class EpochSampler(Sampler):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch; images and masks of unlike sizes are padded on the right and at the bottom (masks with void)."""
+    """Makes a batch; images and masks of unlike sizes are padded on the right and at the bottom (masks with void).
+
+    Items that could not be read leave their message under ``unreadable`` and are not among the images.
+    """
+    unreadable = [item["unreadable"] for item in items if "unreadable" in item]
+    items = [item for item in items if "unreadable" not in item]
+    if not items:
+        return {"image": torch.empty(0, 3, 1, 1), "path": [], "unreadable": unreadable}
     height = max(item["image"].shape[-2] for item in items)
     width = max(item["image"].shape[-1] for item in items)
     batch: dict[str, Any] = {"image": torch.stack([_pad(item["image"], height, width, 0.0) for item in items])}
@@ -110,6 +121,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for key in ("original_mask", "path"):
         if key in items[0]:
             batch[key] = [item[key] for item in items]
+    if "path" in batch:
+        batch["unreadable"] = unreadable
     return batch
 
 

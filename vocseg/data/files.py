@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -77,6 +78,27 @@ def read_image(path: Path) -> np.ndarray:
         VocsegError: it is missing, truncated, or no image.
     """
     return np.array(_open(path, "image", lambda image: ImageOps.exif_transpose(image).convert("RGB")))
+
+
+def as_rgb(image: Any) -> np.ndarray:
+    """A photograph given as a path, a PIL image or an array, as RGB uint8 [H, W, 3].
+
+    Raises:
+        VocsegError: it cannot be read, or is an array of another shape or type.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    array = np.asarray(image)
+    if array.dtype == np.uint8 and array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=2)
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+        return array
+    raise VocsegError(
+        f"An image must be a path, a PIL image, or an array of uint8 [H, W, 3] or [H, W]; got {array.dtype} "
+        f"{list(array.shape)}."
+    )
 
 
 def read_mask(path: Path) -> np.ndarray:
