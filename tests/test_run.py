@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vocseg import SegmentationTask
+from vocseg import SegmentationTask, VocsegError
 from vocseg.cli import main
 from vocseg.data.labels import VOC_PALETTE
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
@@ -132,12 +132,109 @@ def test_predict_needs_no_tree_and_writes_palette_masks(run, vocseg, tmp_path):
     assert (status, err) == (0, "")
     assert "Masks written to masks: 4" in out
     # a.jpg and a.png cannot both be a.png: the second in the list keeps its suffix
-    assert {path.name for path in (tmp_path / "masks").iterdir()} == {"a.png", "a.png.png", "b.png", "grey.png"}
+    assert {path.name for path in (tmp_path / "masks").glob("*.png")} == {"a.png", "a.png.png", "b.png", "grey.png"}
     for name, source in (("a.png", "a.jpg"), ("a.png.png", "a.png"), ("b.png", "b.png"), ("grey.png", "grey.jpg")):
         with Image.open(tmp_path / "masks" / name) as mask:
             assert (mask.mode, mask.size) == ("P", sizes[source][::-1])
             assert np.array(mask).max() < len(SYNTHETIC_CLASSES)
             assert mask.getpalette() == VOC_PALETTE.ravel().tolist()
+
+
+def test_photographs_of_every_kind_are_predicted_and_broken_ones_told(run, vocseg, tmp_path):
+    folder, rng = tmp_path / "photographs", np.random.default_rng(0)
+    folder.mkdir()
+    photograph = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    kinds = {"rgb.jpg": "RGB", "cmyk.jpg": "CMYK", "grey.png": "L", "rgba.png": "RGBA", "one.webp": "RGB"}
+    for name, mode in kinds.items():
+        photograph.convert(mode).save(folder / name)
+    turned = Image.Exif()
+    turned[274] = 6  # to be turned by 90 degrees when shown
+    photograph.save(folder / "turned.jpg", exif=turned)
+    (folder / "broken.jpg").write_bytes((folder / "rgb.jpg").read_bytes()[:300])
+    (folder / "empty.png").write_bytes(b"")
+    flags = ["--predictions.output_dir", "out", "--predictions.probabilities", "true", *QUIET]
+    checkpoint = run[1] / "checkpoints" / "best.ckpt"
+    status, out, err = vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", folder, *flags)
+    assert status == 1
+    assert "Masks written to out: 6" in out
+    assert "Not predicted: 2" in err
+    assert str(folder / "broken.jpg") in err
+    assert str(folder / "empty.png") in err
+    for name in ("rgb", "cmyk", "grey", "rgba", "one", "turned"):
+        size = (40, 60) if name == "turned" else (60, 40)
+        with (
+            Image.open(tmp_path / "out" / f"{name}.png") as mask,
+            np.load(tmp_path / "out" / "probabilities" / f"{name}.npz") as probabilities,
+        ):
+            assert mask.size == size
+            shares = probabilities["probabilities"].astype(float)
+            assert list(probabilities["class_names"]) == list(SYNTHETIC_CLASSES)
+            assert np.allclose(shares.sum(0), 1, atol=0.01)
+            chosen = np.take_along_axis(shares, np.array(mask)[None].astype(int), axis=0)[0]
+            assert (chosen >= shares.max(0) - 0.002).all()
+        with Image.open(tmp_path / "out" / "overlays" / f"{name}.jpg") as overlay:
+            assert overlay.size == size
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<figure>") == 6
+    assert page.count("cannot be read") + page.count("is not an image") == 2
+    assert 'src="data:' in page
+    assert "http" not in page
+
+
+def test_predictions_without_extras_are_masks_alone(run, voc_root, vocseg, tmp_path):
+    photographs = voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages"
+    flags = [
+        "--predictions.output_dir",
+        "out",
+        "--predictions.overlays",
+        "false",
+        "--predictions.contact_sheet",
+        "false",
+    ]
+    checkpoint = run[1] / "checkpoints" / "best.ckpt"
+    glob = photographs / "test_*.jpg"
+    status, _, err = vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", glob, *flags, *QUIET)
+    assert (status, err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"test_{n:04}.png" for n in range(4)]
+
+
+def test_predicted_masks_score_what_test_says(run, voc_root, vocseg, tmp_path):
+    """By NumPy alone, from the files on disk; and so do the masks that test itself leaves."""
+    folder, tree = run[1], voc_root / "VOCdevkit" / "VOC2007"
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    assert vocseg("test", "--ckpt_path", checkpoint, *QUIET)[0] == 0
+    photographs = tree / "JPEGImages" / "test_*.jpg"
+    flags = ["--predictions.output_dir", "out", *QUIET]
+    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", photographs, *flags)[0] == 0
+    expected = json.loads((folder / "test.json").read_text())["miou"]
+    for masks in (tmp_path / "out", folder / "test_masks"):
+        counts = np.zeros((7, 7))
+        for path in masks.glob("*.png"):
+            truth = np.array(Image.open(tree / "SegmentationClass" / path.name))
+            valid = truth != 255
+            np.add.at(counts, (truth[valid], np.array(Image.open(path))[valid]), 1)
+        union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+        assert np.nanmean(counts.diagonal()[union > 0] / union[union > 0]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_segment_does_what_predict_does(run, voc_root, vocseg, tmp_path):
+    photograph = voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages" / "test_0001.jpg"
+    checkpoint = run[1] / "checkpoints" / "best.ckpt"
+    flags = ["--predictions.output_dir", "out", *QUIET]
+    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", photograph, *flags)[0] == 0
+    expected = np.array(Image.open(tmp_path / "out" / "test_0001.png"))
+    task = SegmentationTask.load_from_checkpoint(checkpoint).train()
+    with Image.open(photograph) as image:
+        for given in (photograph, str(photograph), image, np.array(image)):
+            labels = task.segment(given)
+            assert (labels.dtype, labels.shape) == (np.uint8, expected.shape)
+            assert np.array_equal(labels, expected)
+        assert task.segment(np.array(image.convert("L"))).shape == expected.shape
+    assert task.training  # the mode it had
+    with pytest.raises(VocsegError, match=r"got float64 \[3, 4\]"):
+        task.segment(np.zeros((3, 4)))
+    with pytest.raises(VocsegError, match="does not exist"):
+        task.segment("nowhere.jpg")
 
 
 def test_a_data_root_that_is_gone_names_the_flag(run, vocseg, voc_root, tmp_path):

@@ -1,0 +1,150 @@
+"""What a real run writes for TensorBoard, read back with its own EventAccumulator."""
+
+import io
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.data import DataLoader, TensorDataset
+
+from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
+from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures, covering
+from vocseg.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, voc_root):
+    """A fit of three epochs and, in the same folder, a test: the run's folder."""
+    import os
+
+    from vocseg.data.synthetic import SYNTHETIC_CLASSES
+
+    folder, before = tmp_path_factory.mktemp("run"), os.getcwd()
+    os.chdir(folder)
+    flags = [
+        *("fit", "--config", "quickstart", "--data.root", str(voc_root), "--data.num_workers", "0"),
+        *(
+            "--data.class_names",
+            f"[{','.join(SYNTHETIC_CLASSES)}]",
+            "--data.image_size",
+            "64",
+            "--data.batch_size",
+            "4",
+        ),
+        *("--trainer.max_epochs", "3", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *("--previews.images", "3", "--figures.every_n_epochs", "2"),
+    ]
+    try:
+        assert main(flags) == 0
+        folder = folder / "lightning_logs" / "quickstart" / "version_0"
+        assert main(["test", "--ckpt_path", str(folder / "checkpoints" / "best.ckpt")]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def events(run):
+    return EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
+
+
+def picture(event):
+    return np.array(Image.open(io.BytesIO(event.encoded_image_string)))
+
+
+def test_every_scalar_promised_is_there(events):
+    names = {"train/loss", "val/loss", "val/miou", "val/pixel_accuracy", "val/iou/disc", "val/paper_inferred/miou"}
+    names |= {"lr-AdamW/backbone", "lr-AdamW/decoder", "test/loss", "test/miou", "test/pixel_accuracy", "test/iou/disc"}
+    assert names <= set(events.Tags()["scalars"])
+
+
+def test_both_losses_share_a_chart(events):
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts["loss"] == ["train/loss", "val/loss"]
+
+
+def test_previews_come_after_each_validation_and_figures_when_asked(events):
+    assert len(events.Images("val/previews")) == 3
+    assert len(events.Images("val/confusion")) == len(events.Images("val/iou")) == 1
+    assert len(events.Images("test/confusion")) == len(events.Images("test/iou")) == 1
+    assert [event.step for event in events.Images("val/previews")] == [e.step for e in events.Scalars("val/miou")]
+    for name in ("val/previews", "val/confusion", "val/iou"):
+        assert picture(events.Images(name)[0]).std() > 10  # not blank
+    first, last = (picture(events.Images("val/previews")[place]) for place in (0, -1))
+    assert first.shape[1] == last.shape[1] == 4 + 4 * 164
+    quarter = first.shape[1] // 4
+    assert np.array_equal(first[16:200, :quarter], last[16:200, :quarter])  # the same photographs and truths
+    assert not np.array_equal(first[16:200, 2 * quarter :], last[16:200, 2 * quarter :])
+
+
+def test_a_test_in_another_process_stands_at_the_steps_its_checkpoint_saw(run, events):
+    steps = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    assert [event.step for event in events.Scalars("test/miou")] == [steps - 1]
+
+
+def test_hparams_declare_both_metrics_and_no_default_one(events):
+    contents = events.SummaryMetadata  # declared in the first record, before any score was known
+    plugins = {}
+    for name in ("_hparams_/experiment", "_hparams_/session_start_info"):
+        plugins[name] = plugin_data_pb2.HParamsPluginData.FromString(contents(name).plugin_data.content)
+    experiment = plugins["_hparams_/experiment"].experiment
+    assert {info.name.tag for info in experiment.metric_infos} == {"val/miou", "test/miou"}
+    started = plugins["_hparams_/session_start_info"].session_start_info.hparams
+    assert started["backbone"].string_value == "StridedEncoder"
+    assert started["optimizer/lr"].number_value == 0.003
+    assert started["data/batch_size"].number_value == 4
+    assert "hp_metric" not in events.Tags()["scalars"]
+    assert all(event.value > 0 for event in events.Scalars("val/miou"))  # no made-up first value
+
+
+def fit_stranger(folder, logger, callbacks):
+    """Somebody else's tensors, without our data module."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 16, 24, generator=generator)
+    masks = torch.randint(0, 3, (4, 16, 24), generator=generator)
+    loader = DataLoader(TensorDataset(images, masks), batch_size=2)
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        logger=logger,
+        callbacks=callbacks,
+        max_epochs=1,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(SegmentationTask(StridedEncoder(widths=(4,)), SkipDecoder, ["background", "a", "b"]), loader, loader)
+
+
+def test_other_peoples_data_is_drawn_too(tmp_path):
+    fit_stranger(tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [Charts(), MaskPreviews(2), ScoreFigures()])
+    events = EventAccumulator(str(tmp_path / "a" / "b")).Reload()
+    assert {"val/previews", "val/confusion", "val/iou"} <= set(events.Tags()["images"])
+
+
+def test_without_tensorboard_they_are_quiet(tmp_path):
+    fit_stranger(tmp_path, CSVLogger(tmp_path), [Charts(), MaskPreviews(2), ScoreFigures()])
+    assert not list(tmp_path.rglob("events*"))
+
+
+def test_they_can_be_switched_off(tmp_path):
+    fit_stranger(tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [MaskPreviews(0), ScoreFigures(0)])
+    assert EventAccumulator(str(tmp_path / "a" / "b")).Reload().Tags()["images"] == []
+
+
+def test_images_are_chosen_to_cover_the_classes():
+    shares = np.zeros((5, 4))
+    shares[0, 1] = 0.9  # much of class 1
+    shares[1, [1, 2]] = 0.2  # some of 1 and 2
+    shares[2, 3] = 0.3  # class 3 alone
+    shares[3, 0] = 1.0  # background only
+    assert covering(shares, 2) in ([0, 2], [1, 2])
+    assert covering(shares, 3) == [0, 1, 2]
+    assert len(covering(shares, 9)) == 5
