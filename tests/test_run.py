@@ -85,7 +85,7 @@ def test_validate_reproduces_the_fit(run, vocseg, capsys):
     logged = max(float(row["val/miou"]) for row in scalars(folder) if row["val/miou"])
     status, out, _ = vocseg("validate", "--ckpt_path", folder / "checkpoints" / "best.ckpt", *QUIET)
     assert status == 0
-    shown = float(next(line for line in out.splitlines() if "mIoU" in line).split("│")[2])
+    shown = float(next(line for line in out.splitlines() if "mIoU" in line).split("|")[2])
     assert shown == pytest.approx(logged, abs=1e-4)
     assert best["epoch"] in (0, 1)
 

@@ -21,7 +21,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import vocseg.backbones
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
-from vocseg.callbacks import Charts, History, MaskPreviews, PredictionWriter, ResultTable, ScoreFigures, TestMasks
+from vocseg.callbacks import (
+    Charts,
+    EpochLines,
+    History,
+    MaskPreviews,
+    PredictionWriter,
+    ResultTable,
+    ScoreFigures,
+    TestMasks,
+)
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
@@ -157,6 +166,9 @@ class VocsegCLI(LightningCLI):
         """Makes the trainer, with our loggers and callbacks unless the config has its own."""
         settings = self._get(self.config_init, "trainer")
         callbacks = [*(settings.callbacks or []), ResultTable(), TestMasks()]
+        if settings.enable_progress_bar is None and not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False  # in a file or a pipe it would be a heap of control characters
+            callbacks.append(EpochLines())
         self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if settings.logger is None or settings.logger is True:
             # absolute, for a resumed run must find its checkpoints under the names that it gave them

@@ -21,7 +21,7 @@ def result():
 def test_the_table_stands_beside_the_all_background_row():
     file = io.StringIO()
     Console(file=file, width=100).print(result_table(result(), ["background", "a", "b"], "Test"))
-    rows = {cells[1].strip(): cells[2:4] for line in file.getvalue().splitlines() if len(cells := line.split("│")) > 3}
+    rows = {cells[1].strip(): cells[2:4] for line in file.getvalue().splitlines() if len(cells := line.split("|")) > 3}
     expected = {
         "background": (5 / 6, 6 / 8),
         "a": (2 / 3, 0.0),

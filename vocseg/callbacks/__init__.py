@@ -2,7 +2,17 @@
 
 from vocseg.callbacks.history import History
 from vocseg.callbacks.predictions import PredictionWriter, TestMasks
+from vocseg.callbacks.progress import EpochLines
 from vocseg.callbacks.results import ResultTable
 from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures
 
-__all__ = ["Charts", "History", "MaskPreviews", "PredictionWriter", "ResultTable", "ScoreFigures", "TestMasks"]
+__all__ = [
+    "Charts",
+    "EpochLines",
+    "History",
+    "MaskPreviews",
+    "PredictionWriter",
+    "ResultTable",
+    "ScoreFigures",
+    "TestMasks",
+]

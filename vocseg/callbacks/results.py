@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -69,27 +70,38 @@ def result_record(result: Result, class_names: list[str]) -> dict[str, Any]:
     }
 
 
-def result_table(result: Result, class_names: list[str], title: str) -> Table:
-    """A result as a table for the terminal."""
+def result_table(result: Result, class_names: list[str], title: str, colours: bool = False) -> Table:
+    """A result as a table for the terminal, or for a file; what falls short of the floor is red, if colours may be."""
     floor = result.all_background()
-    table = Table(title=f"{title}: {len(result.matrices)} images", title_justify="left")
+    look = box.HEAVY_HEAD if colours else box.ASCII
+    table = Table(title=f"{title}: {len(result.matrices)} images", title_justify="left", box=look)
     table.add_column("class")
     table.add_column("IoU", justify="right")
     table.add_column(f"all {class_names[0]}", justify="right")
     background_iou = floor["pixel_accuracy"]  # TP / (TP + FP) when everything is called background
     for label, (name, iou) in enumerate(zip(class_names, result.iou, strict=True)):
         occurs = bool(result.matrices[:, label].any())
-        table.add_row(name, _text(iou), _text(background_iou if label == 0 else 0.0 if occurs else math.nan))
+        least = background_iou if label == 0 else 0.0 if occurs else math.nan
+        table.add_row(name, _judged(iou, least, colours), _text(least))
     table.add_section()
-    table.add_row("mIoU", _text(result.miou), _text(floor["miou"]), style="bold")
-    table.add_row("pixel accuracy", _text(result.pixel_accuracy), _text(floor["pixel_accuracy"]))
+    table.add_row("mIoU", _judged(result.miou, floor["miou"], colours), _text(floor["miou"]), style="bold")
+    accuracy = _judged(result.pixel_accuracy, floor["pixel_accuracy"], colours)
+    table.add_row("pixel accuracy", accuracy, _text(floor["pixel_accuracy"]))
     table.add_row("loss", _text(result.loss), "")
     return table
 
 
 def _show(trainer: L.Trainer, result: Result, class_names: list[str], title: str) -> None:
     if trainer.is_global_zero:
-        Console().print(result_table(result, class_names, title))
+        console = Console()
+        console.print(result_table(result, class_names, title, colours=console.is_terminal))
+
+
+def _judged(value: float, least: float, colours: bool) -> str:
+    """The figure, red where it is no better than background everywhere, else green."""
+    if not colours or math.isnan(value) or math.isnan(least):
+        return _text(value)
+    return f"[{'green' if value > least else 'red'}]{_text(value)}[/]"
 
 
 def _text(value: float) -> str:
