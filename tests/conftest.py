@@ -1,5 +1,7 @@
 """Real files and the real command line for every test."""
 
+import contextlib
+import io
 import os
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -37,12 +39,30 @@ def vocseg(tmp_path, monkeypatch, capsys):
     return call
 
 
-@pytest.fixture
-def tiny(voc_root):
-    """Flags of a fit that takes a second or two."""
+@pytest.fixture(scope="session")
+def fit_flags(voc_root):
+    """The words of a fit that takes a few seconds, two epochs of quickstart on the small tree."""
     return [
-        *("--config", "quickstart", "--data.root", voc_root, "--data.num_workers", 0, "--data.batch_size", 4),
-        *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--data.image_size", 64, "--trainer.max_epochs", 2),
-        *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
-        *("--trainer.accelerator", "cpu"),
+        *("fit", "--config", "quickstart", "--data.root", str(voc_root), "--data.num_workers", "0"),
+        *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--data.image_size", "64"),
+        *("--data.batch_size", "4", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"),
+        *("--trainer.enable_progress_bar", "false", "--figures.every_n_epochs", "0"),
     ]
+
+
+@pytest.fixture(scope="session")
+def succeed_in():
+    """Runs command lines in-process in a folder, each of which must succeed; returns what they print."""
+
+    def call(folder, *commands):
+        before, printed = os.getcwd(), io.StringIO()
+        os.chdir(folder)
+        try:
+            with contextlib.redirect_stdout(printed):
+                statuses = [main([str(word) for word in command]) for command in commands]
+        finally:
+            os.chdir(before)
+        assert not any(statuses)
+        return printed.getvalue()
+
+    return call

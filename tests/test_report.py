@@ -16,31 +16,12 @@ CHROMIUM = next((name for name in ("chromium", "chromium-browser", "google-chrom
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, voc_root):
+def folder(tmp_path_factory, fit_flags, succeed_in):
     """Two runs, a and b, of which a was tested: the folder that holds lightning_logs."""
-    import os
-
-    folder, before = tmp_path_factory.mktemp("runs"), os.getcwd()
-    os.chdir(folder)
-    flags = [
-        *("fit", "--config", "quickstart", "--data.root", str(voc_root), "--data.num_workers", "0"),
-        *(
-            "--data.class_names",
-            f"[{','.join(SYNTHETIC_CLASSES)}]",
-            "--data.image_size",
-            "64",
-            "--data.batch_size",
-            "4",
-        ),
-        *("--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
-        *("--previews.images", "0", "--figures.every_n_epochs", "0"),
-    ]
-    try:
-        for name in ("a", "b"):
-            assert main([*flags, "--name", name]) == 0
-        assert main(["test", "--ckpt_path", "lightning_logs/a/version_0/checkpoints/best.ckpt"]) == 0
-    finally:
-        os.chdir(before)
+    folder = tmp_path_factory.mktemp("runs")
+    flags = [*fit_flags, "--previews.images", "0"]
+    test = ["test", "--ckpt_path", "lightning_logs/a/version_0/checkpoints/best.ckpt"]
+    succeed_in(folder, [*flags, "--name", "a"], [*flags, "--name", "b"], test)
     return folder
 
 

@@ -22,30 +22,11 @@ QUIET = ["--trainer.enable_progress_bar", "false"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, voc_root):
+def run(tmp_path_factory, fit_flags, succeed_in):
     """A finished fit of two epochs: (folder it ran in, run folder, what it printed)."""
-    import contextlib
-    import io
-    import os
-
     folder = tmp_path_factory.mktemp("fit")
-    before, printed = os.getcwd(), io.StringIO()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(printed):
-            status = main([*fit_flags(voc_root), "--model.optimizer.lr", "0.002"])
-    finally:
-        os.chdir(before)
-    assert status == 0
-    return folder, folder / "lightning_logs" / "quickstart" / "version_0", printed.getvalue()
-
-
-def fit_flags(voc_root):
-    return [
-        *("fit", "--config", "quickstart", "--data.root", str(voc_root), "--data.num_workers", "0"),
-        *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--data.image_size", "64"),
-        *("--data.batch_size", "4", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", *QUIET),
-    ]
+    printed = succeed_in(folder, [*fit_flags, "--model.optimizer.lr", "0.002"])
+    return folder, folder / "lightning_logs" / "quickstart" / "version_0", printed
 
 
 def scalars(run_folder):
@@ -283,7 +264,7 @@ class Net(nn.Module):
 """
 
 
-def test_a_strangers_backbone_trains_from_its_folder_and_its_checkpoint_says_all(voc_root, tmp_path):
+def test_a_strangers_backbone_trains_from_its_folder_and_its_checkpoint_says_all(fit_flags, tmp_path):
     """In fresh processes, through the installed entry point: the class is found in the current folder."""
     (tmp_path / "stranger_net.py").write_text(STRANGER)
     (tmp_path / "mine.yaml").write_text(
@@ -292,7 +273,7 @@ def test_a_strangers_backbone_trains_from_its_folder_and_its_checkpoint_says_all
     )
     code = "import sys; sys.path.remove('') if '' in sys.path else None; from vocseg.cli import main; sys.exit(main())"
     vocseg = [sys.executable, "-c", code]
-    flags = ["--config", "mine.yaml", *fit_flags(voc_root)[3:]]
+    flags = ["--config", "mine.yaml", *fit_flags[3:]]
     fit = subprocess.run([*vocseg, "fit", *flags], cwd=tmp_path, capture_output=True, text=True)
     assert fit.returncode == 0, fit.stderr
     checkpoint = "lightning_logs/mine/version_0/checkpoints/best.ckpt"
@@ -307,19 +288,19 @@ def test_a_strangers_backbone_trains_from_its_folder_and_its_checkpoint_says_all
     assert "Traceback" not in gone.stderr
 
 
-def test_fast_dev_run_of_every_command(run, voc_root, vocseg, tmp_path):
+def test_fast_dev_run_of_every_command(fit_flags, run, voc_root, vocseg, tmp_path):
     checkpoint = run[1] / "checkpoints" / "best.ckpt"
     fast = ["--trainer.fast_dev_run", "1", *QUIET]
     photograph = next((voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())
-    assert vocseg(*fit_flags(voc_root), *fast)[0] == 0
+    assert vocseg(*fit_flags, *fast)[0] == 0
     assert vocseg("validate", "--ckpt_path", checkpoint, *fast)[0] == 0
     assert vocseg("test", "--ckpt_path", checkpoint, *fast)[0] == 0
     assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", photograph, *fast)[0] == 0
     assert not (tmp_path / "lightning_logs").exists()
 
 
-def test_a_fit_without_validation_keeps_its_last_checkpoint(voc_root, vocseg, tmp_path):
-    status, out, _ = vocseg(*fit_flags(voc_root), "--trainer.limit_val_batches", 0)
+def test_a_fit_without_validation_keeps_its_last_checkpoint(fit_flags, vocseg, tmp_path):
+    status, out, _ = vocseg(*fit_flags, "--trainer.limit_val_batches", 0)
     assert status == 0
     assert "nothing was validated" in out
     checkpoints = tmp_path / "lightning_logs" / "quickstart" / "version_0" / "checkpoints"
@@ -327,10 +308,10 @@ def test_a_fit_without_validation_keeps_its_last_checkpoint(voc_root, vocseg, tm
     assert f"vocseg test --ckpt_path {checkpoints.relative_to(tmp_path) / 'last.ckpt'}" in out
 
 
-def test_training_is_the_same_twice(voc_root, vocseg, tmp_path):
+def test_training_is_the_same_twice(fit_flags, vocseg, tmp_path):
     rows = []
     for name in ("a", "b"):
-        assert vocseg(*fit_flags(voc_root), "--name", name)[0] == 0
+        assert vocseg(*fit_flags, "--name", name)[0] == 0
         rows.append(scalars(tmp_path / "lightning_logs" / name / "version_0"))
         assert all(float(row.pop("seconds")) > 0 for row in rows[-1])
     assert rows[0] == rows[1]
@@ -348,7 +329,7 @@ IMPROVEMENTS = {
 
 
 @pytest.mark.parametrize("improvement", IMPROVEMENTS)
-def test_improvements_are_added_by_flags_or_a_second_config(improvement, voc_root, vocseg, tmp_path):
+def test_improvements_are_added_by_flags_or_a_second_config(improvement, fit_flags, vocseg, tmp_path):
     (tmp_path / "more.yaml").write_text(
         "model:\n  schedule: {kind: cosine}\n"
         "  loss: {class_path: FocalLoss, init_args: {gamma: 1, class_weights: inverse_frequency}}\n"
@@ -356,7 +337,7 @@ def test_improvements_are_added_by_flags_or_a_second_config(improvement, voc_roo
         "early_stopping: 3\n"
     )
     flags = IMPROVEMENTS[improvement]
-    status, _, err = vocseg(*fit_flags(voc_root), *flags, "--trainer.max_epochs", 1)
+    status, _, err = vocseg(*fit_flags, *flags, "--trainer.max_epochs", 1)
     assert (status, err) == (0, "")
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
     kinds = {"cosine": "cosine", "restarts": "cosine_restarts", "all in a file": "cosine"}
@@ -368,23 +349,21 @@ def test_improvements_are_added_by_flags_or_a_second_config(improvement, voc_roo
         assert task.loss.gamma == (1.5 if improvement == "focal" else 1)
 
 
-def test_early_stopping_stops(voc_root, vocseg, tmp_path):
+def test_early_stopping_stops(fit_flags, vocseg, tmp_path):
     flags = ["--early_stopping", 2, "--model.optimizer.lr", 0, "--model.backbone.freeze", "true"]
     flags += ["--model.decoder", "DeconvDecoder", "--trainer.max_epochs", 9]
-    status, _, err = vocseg(*fit_flags(voc_root), *flags)
+    status, _, err = vocseg(*fit_flags, *flags)
     assert status == 0, err
     epochs = scalars(tmp_path / "lightning_logs" / "quickstart" / "version_0")
     assert 3 <= len(epochs) < 9
 
 
-def test_a_fit_resumed_from_its_last_checkpoint_goes_on_in_its_folder(voc_root, vocseg, tmp_path):
+def test_a_fit_resumed_from_its_last_checkpoint_goes_on_in_its_folder(fit_flags, vocseg, tmp_path):
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
     flags = ["--data.train_transforms", "crop"]
-    assert vocseg(*fit_flags(voc_root), *flags)[0] == 0
+    assert vocseg(*fit_flags, *flags)[0] == 0
     before, config = scalars(folder), (folder / "config.yaml").read_text()
-    status, _, err = vocseg(
-        *fit_flags(voc_root), "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 4
-    )
+    status, _, err = vocseg(*fit_flags, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 4)
     assert (status, err) == (0, "")
     after = scalars(folder)
     assert after[:2] == before

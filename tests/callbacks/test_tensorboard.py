@@ -15,38 +15,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
 from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures, covering
-from vocseg.cli import main
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, voc_root):
+def run(tmp_path_factory, fit_flags, succeed_in):
     """A fit of three epochs and, in the same folder, a test: the run's folder."""
-    import os
-
-    from vocseg.data.synthetic import SYNTHETIC_CLASSES
-
-    folder, before = tmp_path_factory.mktemp("run"), os.getcwd()
-    os.chdir(folder)
-    flags = [
-        *("fit", "--config", "quickstart", "--data.root", str(voc_root), "--data.num_workers", "0"),
-        *(
-            "--data.class_names",
-            f"[{','.join(SYNTHETIC_CLASSES)}]",
-            "--data.image_size",
-            "64",
-            "--data.batch_size",
-            "4",
-        ),
-        *("--trainer.max_epochs", "3", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
-        *("--previews.images", "3", "--figures.every_n_epochs", "2"),
-    ]
-    try:
-        assert main(flags) == 0
-        folder = folder / "lightning_logs" / "quickstart" / "version_0"
-        assert main(["test", "--ckpt_path", str(folder / "checkpoints" / "best.ckpt")]) == 0
-    finally:
-        os.chdir(before)
-    return folder
+    folder = tmp_path_factory.mktemp("run")
+    flags = ["--trainer.max_epochs", 3, "--previews.images", 3, "--figures.every_n_epochs", 2]
+    run_folder = folder / "lightning_logs" / "quickstart" / "version_0"
+    succeed_in(folder, [*fit_flags, *flags], ["test", "--ckpt_path", run_folder / "checkpoints" / "best.ckpt"])
+    return run_folder
 
 
 @pytest.fixture(scope="module")

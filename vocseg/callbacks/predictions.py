@@ -122,6 +122,12 @@ class TestMasks(L.Callback):
 
     __test__ = False  # pytest: no test
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes away those of an earlier test, which may have been of another split."""
+        if trainer.loggers and trainer.is_global_zero and not trainer.fast_dev_run:
+            for old in (Path(trainer.loggers[0].log_dir) / "test_masks").glob("*.png"):
+                old.unlink()
+
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
