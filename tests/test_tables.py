@@ -72,6 +72,20 @@ def test_tables_hold_the_papers_figures_ours_and_the_floor(results, vocseg, tmp_
     assert all(f"| {name} |" in text for name in declared().rows)
 
 
+def test_claims_are_differences_between_rows_on_the_same_images(results, vocseg, tmp_path):
+    worse = make_record(tmp_path / "worse", tmp_path / "run", 0.3)
+    better = make_record(tmp_path / "better", tmp_path / "run", 0.9)
+    assert vocseg("tables", "--results", results, "--to", "paper")[0] == 0
+    with (tmp_path / "paper" / "claims.csv").open() as file:
+        lines = {(line[1], line[2]): line[3:] for line in csv.reader(file)}
+    difference, interval, accuracy, *_ = lines["baseline_leaky", "baseline_relu_lr_1e-3"]
+    assert difference == f"{worse.miou - better.miou:+.4f}"
+    assert accuracy == f"{worse.pixel_accuracy - better.pixel_accuracy:+.4f}"
+    low, high = (float(end) for end in interval.split(" to "))
+    assert low < worse.miou - better.miou < high < 0
+    assert lines["residual", "baseline_leaky"][0] == "not run"
+
+
 def test_they_rebuild_to_the_byte(results, vocseg, tmp_path):
     for folder in ("first", "second"):
         assert vocseg("tables", "--results", results, "--to", folder)[0] == 0
@@ -87,7 +101,7 @@ def test_the_committed_tables_rebuild_to_the_byte(vocseg, tmp_path):
     shutil.copy(experiments / "RESULTS.md", tmp_path / "e" / "RESULTS.md")
     assert vocseg("tables", "--results", tmp_path / "e" / "results", "--to", tmp_path / "e" / "paper")[0] == 0
     rebuilt = sorted(path for path in (tmp_path / "e" / "paper").iterdir() if path.suffix != ".png")
-    assert len(rebuilt) == 8
+    assert len(rebuilt) == 9  # seven tables, the claims, and all in Markdown
     for path in rebuilt:
         assert path.read_bytes() == (experiments / "paper" / path.name).read_bytes(), path.name
     assert (tmp_path / "e" / "RESULTS.md").read_bytes() == (experiments / "RESULTS.md").read_bytes()

@@ -180,25 +180,34 @@ def paper_inferred(squashed: Tensor) -> dict[str, float]:
     }
 
 
-def bootstrap_interval(matrices: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mIoU over the choice of images (percentile bootstrap, Efron 1979).
+def bootstrap_interval(matrices: Tensor, than: Tensor | None = None, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a mIoU, or of the difference of two, over the choice of images.
+
+    Percentile bootstrap (Efron 1979) of 2,000 resamples; both networks' images are drawn alike, so that what a hard
+    photograph costs both does not count.
 
     Args:
         matrices: int64 [N, C+1, C].
-        resamples: how often N images are drawn, with replacement.
+        than: of another network on the same images; None: the interval of the mIoU itself.
         seed: of the draws.
 
     Returns:
         The 2.5th and 97.5th percentiles.
     """
+    values = _resampled_miou(matrices, seed)
+    if than is not None:
+        values = values - _resampled_miou(than, seed)
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled_miou(matrices: Tensor, seed: int, resamples: int = 2000) -> np.ndarray:
     counts = matrices[:, :-1].double().numpy()
     drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), resamples)
     sums = np.tensordot(drawn.astype(float), counts, axes=1)
     hits = np.diagonal(sums, axis1=1, axis2=2)
     union = sums.sum(1) + sums.sum(2) - hits
-    iou = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
-    low, high = np.nanpercentile(np.nanmean(iou, axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    return np.nanmean(np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0), axis=1)
 
 
 def _squash(labels: Tensor) -> Tensor:

@@ -82,11 +82,13 @@ class Declared:
         rows: by name, in the tables' order.
         tables: ``title`` and, where all its rows share one, ``figure`` of each table by its number.
         shown: places in the test list whose masks are kept.
+        claims: what the paper says -> pairs of rows that bear on it.
     """
 
     rows: dict[str, Row]
     tables: dict[int, dict[str, Any]]
     shown: list[int]
+    claims: dict[str, list[list[str]]]
 
 
 def declared(path: Path | None = None) -> Declared:
@@ -94,7 +96,7 @@ def declared(path: Path | None = None) -> Declared:
     content = yaml.safe_load((path or experiments_folder() / "paper" / "rows.yaml").read_text(encoding="utf-8"))
     common = {"epochs": content["epochs"], "seed": content["seed"]}
     rows = {name: Row(name=name, **{**common, **settings}) for name, settings in content["rows"].items()}
-    return Declared(rows, content["tables"], content["shown"])
+    return Declared(rows, content["tables"], content["shown"], content["claims"])
 
 
 def run_rows(names: Sequence[str], options: Sequence[str], results: Path) -> list[str]:

@@ -74,7 +74,11 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
     folder.mkdir(parents=True, exist_ok=True)
     tables = {number: table_lines(known, records, number) for number in known.tables}
     text = "\n".join(markdown(f"Table {number}: {known.tables[number]['title']}", tables[number]) for number in tables)
+    compared = compare(known, records)
+    heading = "### Claims\n\nRow minus other row, and the difference's 95 % interval over the choice of images."
+    text = f"{text}\n{heading}\n\n{_rows(compared)}\n"
     (folder / "tables.md").write_text(text, encoding="utf-8")
+    (folder / "claims.csv").write_text(_csv(compared), encoding="utf-8")
     for number, lines in tables.items():
         (folder / f"table_{number}.csv").write_text(as_csv(lines), encoding="utf-8")
     document = results.parent / "RESULTS.md"
@@ -164,43 +168,60 @@ def _scores(of_splits: dict[str, dict[str, float]]) -> Scores:
     )
 
 
+def compare(known: Declared, records: dict[str, Record]) -> list[list[str]]:
+    """The differences between the rows that the paper's claims name, a heading first."""
+    head = ["claim", "row", "other row", "val mIoU", "95 %", "val accuracy", "test mIoU", "95 %", "test accuracy"]
+    lines = [head]
+    for claim, pairs in known.claims.items():
+        for row, other in pairs:
+            if row not in records or other not in records:
+                lines.append([claim, row, other, "not run", *[""] * 5])
+                continue
+            differences: list[str] = []
+            for split in SPLITS:
+                ours, theirs = records[row].matrices[split], records[other].matrices[split]
+                a, b = scores_of(ours.sum(0)), scores_of(theirs.sum(0))
+                low, high = bootstrap_interval(ours, than=theirs)
+                differences += [f"{a['miou'] - b['miou']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+                differences.append(f"{a['pixel_accuracy'] - b['pixel_accuracy']:+.4f}")
+            lines.append([claim, row, other, *differences])
+    return lines
+
+
 def markdown(title: str, lines: Sequence[Line]) -> str:
     """A table in Markdown, with the choices and devices below it."""
     head = [
         *("row", "activation", "rate", "L2", "paper, val", "paper, test", "ours, `paper_inferred`, val", "test"),
         *("ours, of record, val", "test", "95 % of test mIoU", "epochs", "best", "minutes"),
     ]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for line in lines:
         paper, inferred, record = (scores or Scores() for scores in (line.paper, line.inferred, line.record))
         interval = f"{line.interval[0]:.4f} to {line.interval[1]:.4f}" if line.interval else ""
         pairs = [scores.cell(split) for scores in (paper, inferred, record) for split in SPLITS]
         rows.append([line.name, *line.settings, *pairs, interval, line.epochs, line.best_epoch, line.minutes])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     devices = sorted({line.device for line in lines if line.device})
     notes = [f"- {line.name}: {line.note}" for line in lines if line.note]
     notes += [f"- Run on: {device}" for device in devices]
-    return f"### {title}\n\nEach pair is accuracy / IoU.\n\n{table}\n\n" + "".join(f"{note}\n" for note in notes)
+    return f"### {title}\n\nEach pair is accuracy / IoU.\n\n{_rows(rows)}\n\n" + "".join(f"{note}\n" for note in notes)
 
 
 def as_csv(lines: Sequence[Line]) -> str:
     """A table as CSV, a column for each figure."""
     splits = [f"{split}_{figure}" for split in SPLITS for figure in ("accuracy", "iou")]
     kinds = ("paper", "paper_inferred", "of_record")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
+    rows = [
         ["row", "activation", "lr", "weight_decay"]
         + [f"{kind}_{name}" for kind in kinds for name in splits]
         + ["test_iou_low", "test_iou_high", "epochs", "best_epoch", "minutes", "device", "note"]
-    )
+    ]
     for line in lines:
         scores = [kind or Scores() for kind in (line.paper, line.inferred, line.record)]
         interval = [f"{end:.4f}" for end in line.interval] if line.interval else ["", ""]
         figures = [_text(getattr(kind, name), missing="") for kind in scores for name in splits]
         ends = [line.epochs, line.best_epoch, line.minutes, line.device, line.note]
-        writer.writerow([line.name, *line.settings, *figures, *interval, *ends])
-    return text.getvalue()
+        rows.append([line.name, *line.settings, *figures, *interval, *ends])
+    return _csv(rows)
 
 
 def best_rows(known: Declared, records: dict[str, Record]) -> dict[int, Row]:
@@ -237,6 +258,18 @@ def _tree(root: str, year: str) -> Path:
     if tree is None:
         raise VocsegError(f"There is no VOC{year} tree below {root}: the mask figures need its photographs.")
     return tree
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, a heading first, as a Markdown table."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _text(value: float | Tensor | None, missing: str = "?") -> str:
