@@ -1,6 +1,7 @@
 """Every packaged experiment parses, instantiates, and says its command."""
 
 import pytest
+import yaml
 
 from vocseg.experiments import experiments_folder, list_experiments
 from vocseg.run import VocsegCLI, run
@@ -20,8 +21,9 @@ class Instantiated(VocsegCLI):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_experiments_instantiate(name):
-    text = (experiments_folder() / f"{name}.yaml").read_text()
-    weights = ["--model.backbone.weights", "null"] if " weights:" in text else []
+    backbone = yaml.safe_load((experiments_folder() / f"{name}.yaml").read_text())["model"]["backbone"]
+    settings = {} if isinstance(backbone, str) else backbone["init_args"]
+    weights = ["--model.backbone.weights", "null"] if "weights" in settings else []
     cli = run(["fit", "--config", name, *weights], Instantiated)
     assert len(cli.model.class_names) == len(cli.datamodule.class_names)
     assert cli.trainer.max_epochs > 0

@@ -10,9 +10,11 @@ and IoU is averaged over the classes that occur in 16 consecutive images of the 
 is the share of all 224x224 pixels that are right.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
@@ -26,7 +28,8 @@ PAPER_IMAGES = 16
 class Evaluation:
     """Gathers one split's predictions and losses; call :meth:`compute` when all of it has been seen.
 
-    The scores come from torchmetrics. Beside them it keeps each image's own count matrix, from which everything else
+    Of several processes each feeds it its own share of the split, and all get the figures of the whole. The scores come
+    from torchmetrics. Beside them it keeps each image's own count matrix, from which everything else
     can be derived later (all-background figures, intervals over images, the worst images).
 
     Args:
@@ -74,22 +77,35 @@ class Evaluation:
         squashed = _squash(prediction) if squashed is None else squashed
         self.squashed[int(index)] = count_matrix(squashed, _squash(target), self.num_classes)
 
-    def compute(self) -> "Result":
-        """The figures of everything seen since the last reset."""
-        scores = {name: value.cpu() for name, value in self.scores.compute().items()}
+    def compute(self, device: torch.device | str = "cpu") -> "Result":
+        """The figures of everything seen since the last reset, in all processes.
+
+        Args:
+            device: where torchmetrics' counts are; with several processes those of one that had no image must be there.
+        """
+        scores = {name: value.cpu() for name, value in self.scores.to(device).compute().items()}
+        shares = _of_all_processes(
+            {
+                "loss": (float(self.loss_sum), float(self.loss_count)),
+                "matrices": {index: matrix.cpu() for index, matrix in self.matrices.items()},
+                "squashed": {index: matrix.cpu() for index, matrix in self.squashed.items()},
+            }
+        )
+        loss_sum, loss_count = (sum(parts) for parts in zip(*(share["loss"] for share in shares), strict=True))
         return Result(
-            loss=float(self.loss_sum / self.loss_count) if self.loss_count else 0.0,
+            loss=loss_sum / loss_count if loss_count else 0.0,
             miou=float(scores["miou"]),
             pixel_accuracy=float(scores["pixel_accuracy"]),
             iou=scores["iou"].tolist(),
-            matrices=self._stacked(self.matrices),
-            squashed=self._stacked(self.squashed),
+            matrices=self._stacked([share["matrices"] for share in shares]),
+            squashed=self._stacked([share["squashed"] for share in shares]),
         )
 
-    def _stacked(self, matrices: dict[int, Tensor]) -> Tensor:
+    def _stacked(self, shares: list[dict[int, Tensor]]) -> Tensor:
+        matrices = {index: matrix for share in shares for index, matrix in share.items()}
         if not matrices:
             return torch.zeros(0, self.num_classes + 1, self.num_classes, dtype=torch.int64)
-        return torch.stack([matrices[index] for index in sorted(matrices)]).cpu()
+        return torch.stack([matrices[index] for index in sorted(matrices)])
 
 
 class Result:
@@ -208,6 +224,15 @@ def _resampled_miou(matrices: Tensor, seed: int, resamples: int = 2000) -> np.nd
     hits = np.diagonal(sums, axis1=1, axis2=2)
     union = sums.sum(1) + sums.sum(2) - hits
     return np.nanmean(np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0), axis=1)
+
+
+def _of_all_processes(share: Any) -> list[Any]:
+    """Every process's share, in all of them."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [share]
+    shares: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(shares, share)
+    return shares
 
 
 def _squash(labels: Tensor) -> Tensor:

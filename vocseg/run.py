@@ -1,8 +1,10 @@
-"""What ``vocseg fit | validate | test | predict`` do: LightningCLI, run folders and checkpoints that say all."""
+"""What ``vocseg fit | validate | test | predict`` do: LightningCLI, run folders, and settings from checkpoints."""
 
 import json
 import logging
 import os
+import shlex
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -11,34 +13,36 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import vocseg.backbones
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
 from vocseg.callbacks import (
     Charts,
     EpochLines,
+    FiniteLoss,
     History,
+    Interruption,
     MaskPreviews,
     PredictionWriter,
     ResultTable,
     ScoreFigures,
+    StepSeeds,
     TestMasks,
 )
+from vocseg.checkpoints import LOGS, WholeFileIO, checkpoint_settings, last_unfinished, run_folder_of
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
 from vocseg.messages import explain
 from vocseg.recording import describe
 from vocseg.task import SegmentationTask, default_optimizer
-
-LOGS = "lightning_logs"
 
 
 def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "VocsegCLI":
@@ -76,6 +80,8 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         while ours is not None and not isinstance(ours, VocsegError):
             ours = ours.__cause__ or ours.__context__
         raise error if ours is None else ours from None
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def _silence() -> None:
@@ -128,25 +134,42 @@ class VocsegCLI(LightningCLI):
         options = [str(option) for option in options]
         configs = _resolve_configs(options)
         checkpoint = _option(options, "--ckpt_path")
+        if subcommand == "fit" and checkpoint == "last":
+            checkpoint = self._last_unfinished(parser, options, configs)
         if checkpoint is None and subcommand != "fit" and "--help" not in options and "-h" not in options:
             raise VocsegError(f"vocseg {subcommand} needs a checkpoint: --ckpt_path <run folder>/checkpoints/best.ckpt")
         if checkpoint is not None:
             options = ["--config", json.dumps(checkpoint_settings(checkpoint)), *options]
         if subcommand in ("validate", "test"):
             options = ["--verbose", "false", *options]  # ResultTable shows the figures already
-        try:
-            self.config = parser.parse_args([subcommand, *options])
-        except ArgumentError as error:
-            raise VocsegError(explain(error.message, configs, self._parser(subcommand))) from error
+        self.config = self._parsed(parser, [subcommand, *options], configs)
         settings = self.config[subcommand]
+        self._command = f"vocseg {' '.join(map(shlex.quote, args))}"
         # LightningCLI would let a checkpoint's settings win over the flags if it saw the path now
         self._checkpoint = settings.pop("ckpt_path", None)
         run_folder = run_folder_of(checkpoint) if checkpoint else None
         if settings.name is None:
-            settings.name = Path(configs[0]).stem if configs else run_folder.parent.name if run_folder else subcommand
+            settings.name = _name(configs) or (run_folder.parent.name if run_folder else subcommand)
         # a fit goes on in the folder whose last checkpoint it starts from; from any other it begins a new one
         resumes = run_folder is not None and (subcommand != "fit" or Path(checkpoint).name == "last.ckpt")
         self._run_folder = run_folder if resumes else None
+
+    def _parsed(self, parser: LightningArgumentParser, words: list[str], configs: list[str]) -> Any:
+        try:
+            return parser.parse_args(words)
+        except ArgumentError as error:
+            raise VocsegError(explain(error.message, configs, self._parser(words[0]))) from error
+
+    def _last_unfinished(self, parser: LightningArgumentParser, options: list[str], configs: list[str]) -> str:
+        """Puts the checkpoint that ``--ckpt_path last`` means into ``options``."""
+        place = next(place for place, option in enumerate(options) if option.startswith("--ckpt_path"))
+        width = 1 if "=" in options[place] else 2
+        asked = self._parsed(parser, ["fit", *options[:place], *options[place + width :]], configs)["fit"]
+        logs = Path(asked.trainer.default_root_dir or ".") / LOGS
+        name = asked.name or _name(configs) or "fit"
+        found = str(last_unfinished(logs, name, asked.trainer.max_epochs, asked.trainer.max_steps))
+        options[place : place + width] = ["--ckpt_path", found]
+        return found
 
     def before_instantiate_classes(self) -> None:
         """Gives the checkpoint's path back; settles what depends on other settings."""
@@ -165,7 +188,7 @@ class VocsegCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Makes the trainer, with our loggers and callbacks unless the config has its own."""
         settings = self._get(self.config_init, "trainer")
-        callbacks = [*(settings.callbacks or []), ResultTable(), TestMasks()]
+        callbacks = [*_listed(settings.callbacks), ResultTable(), TestMasks()]
         if settings.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False  # in a file or a pipe it would be a heap of control characters
             callbacks.append(EpochLines())
@@ -177,6 +200,9 @@ class VocsegCLI(LightningCLI):
                 callbacks += [LearningRateMonitor("epoch"), History(), Charts()]
         if self.subcommand == "fit":
             callbacks += self._fit_callbacks()
+            plugins = _listed(settings.plugins)
+            if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+                kwargs["plugins"] = [*plugins, WholeFileIO()]
         else:
             kwargs["enable_checkpointing"] = False
         try:
@@ -185,7 +211,7 @@ class VocsegCLI(LightningCLI):
             raise VocsegError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def _fit_callbacks(self) -> list[L.Callback]:
-        """Early stopping if wanted, the best checkpoint, and after it (it knows of the best) the last."""
+        """What guards a run, early stopping if wanted, the best checkpoint, and after it (it knows of it) the last."""
         best = self._get(self.config_init, "checkpoint")
         patience = self._get(self.config, "early_stopping")
         stopping = [] if patience is None else [EarlyStopping(best.monitor, mode=best.mode, patience=int(patience))]
@@ -193,7 +219,14 @@ class VocsegCLI(LightningCLI):
         last = ModelCheckpoint(
             best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
-        return [*stopping, best, last]
+        guards = [StepSeeds(self.datamodule.seed), FiniteLoss(), Interruption(self._to_go_on())]
+        return [*guards, *stopping, best, last]
+
+    def _to_go_on(self) -> str:
+        """The command of this fit, from its last checkpoint."""
+        if "--ckpt_path" in self._command:
+            return self._command
+        return f"{self._command} --ckpt_path last"
 
     def after_fit(self) -> None:
         """Says where things are and what to paste next."""
@@ -243,42 +276,6 @@ class SaveFitConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-def checkpoint_settings(path: str) -> dict[str, Any]:
-    """The settings that a checkpoint was made with, as a config: ``model``, ``data`` and ``seed_everything``.
-
-    Raises:
-        VocsegError: there is no such file, it does not load safely, or vocseg did not write it.
-    """
-    if not Path(path).is_file():
-        found = sorted(Path(LOGS).glob("*/*/checkpoints/best.ckpt"), key=lambda file: file.stat().st_mtime)
-        hint = f" The newest here is {found[-1]}." if found else ""
-        raise VocsegError(f"There is no checkpoint {path}.{hint}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model = dict(checkpoint[SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY])
-        described = {"backbone", "decoder"} <= set(model)
-    except Exception as error:  # torch raises half a dozen kinds for a file that is not its own
-        raise VocsegError(f"{path} is no checkpoint of vocseg, or holds more than it may load safely.") from error
-    if not described:
-        raise VocsegError(f"{path} is no checkpoint of vocseg: it does not say what network it holds.")
-    for role in ("backbone", "decoder", "loss", "optimizer", "schedule"):
-        if "unrecorded" in (model.get(role) or {}):
-            raise VocsegError(
-                f"{path} does not say how to build its {role} ({model[role]['unrecorded']}). Load it in Python: "
-                f"SegmentationTask.load_from_checkpoint(path, {role}=...)."
-            )
-    model.pop("class_names", None)  # flows from the data
-    data = dict(checkpoint.get(VOCDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
-    seed = data.pop("seed", 0)
-    return {"seed_everything": seed, "model": model, "data": data}
-
-
-def run_folder_of(checkpoint: str) -> Path | None:
-    """The run's folder, if the checkpoint lies in the ``checkpoints`` of one."""
-    folder = Path(checkpoint).absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
-
-
 def _resolve_configs(options: list[str]) -> list[str]:
     """Replaces packaged experiments' names in ``options`` by their paths; returns the configs."""
     configs = []
@@ -299,6 +296,15 @@ def _option(options: Sequence[str], name: str) -> str | None:
         if option.startswith(f"{name}="):
             return option.removeprefix(f"{name}=")
     return None
+
+
+def _listed(setting: Any) -> list[Any]:
+    """What the trainer takes as None, as one thing, or as a list of them."""
+    return list(setting) if isinstance(setting, list | tuple) else [] if setting is None else [setting]
+
+
+def _name(configs: Sequence[str]) -> str | None:
+    return Path(configs[0]).stem if configs else None
 
 
 def _shown(path: str | Path) -> str:

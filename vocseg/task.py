@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
 from vocseg.data.labels import VOC_CLASSES
@@ -95,6 +96,7 @@ class SegmentationTask(L.LightningModule):
         self.predict_probabilities = False
         self._loaded_steps = 0
         self._data_settings: dict[str, Any] = {}
+        self.train_loss = MeanMetric()
         self._evaluations = {stage: Evaluation(len(self.class_names)) for stage in ("val", "test")}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -130,11 +132,16 @@ class SegmentationTask(L.LightningModule):
         if getattr(self.loss, "counts_classes", False):
             self._count_classes()
 
+    def on_train_epoch_start(self) -> None:
+        """Begins the mean of the epoch's losses anew; not called where an epoch goes on from a checkpoint."""
+        self.train_loss.reset()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch's loss, a float scalar."""
         image, mask = _image_and_mask(batch)
         loss = self.loss(self(image), mask)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        self.train_loss.update(loss.detach(), len(image))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
         return loss
 
@@ -220,8 +227,14 @@ class SegmentationTask(L.LightningModule):
         """Optimizer steps that these weights have seen, here or before they were loaded from a checkpoint."""
         return max(self.global_step, self._loaded_steps)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the mean of this epoch's losses so far."""
+        checkpoint["train_loss"] = {name: value.cpu() for name, value in self.train_loss.metric_state.items()}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of other classes or of another network, in words."""
+        for name, value in checkpoint.get("train_loss", {}).items():
+            setattr(self.train_loss, name, value.to(self.device))
         self._loaded_steps = int(checkpoint.get("global_step", 0))
         self._data_settings = dict(checkpoint.get(L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
         recorded = (checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("class_names")
@@ -233,7 +246,9 @@ class SegmentationTask(L.LightningModule):
         check_fits(checkpoint["state_dict"], self.state_dict(), "The checkpoint", "the network as configured")
 
     def _count_classes(self) -> None:
-        counts = getattr(self.trainer.datamodule, "class_counts", None)
+        # counted by one process for all
+        counts = getattr(self.trainer.datamodule, "class_counts", None) if self.trainer.is_global_zero else None
+        counts = self.trainer.strategy.broadcast(counts)
         if counts is None:
             raise VocsegError(
                 "class_weights: inverse_frequency needs a data module with class_counts, as VOCDataModule has; with "
@@ -251,8 +266,9 @@ class SegmentationTask(L.LightningModule):
         image, mask = _image_and_mask(batch)
         extras = batch if isinstance(batch, dict) else {}
         targets = extras.get("original_mask", mask)
-        seen = len(evaluation.matrices)
-        indices = [int(index) for index in extras.get("index", range(seen, seen + len(image)))]
+        seen, rank, world = len(evaluation.matrices), self.trainer.global_rank, self.trainer.world_size
+        places = range(seen * world + rank, (seen + len(image)) * world + rank, world)  # as samplers deal them out
+        indices = [int(index) for index in extras.get("index", places)]
         predictions: dict[int, Tensor] = {}
         for rows, part in parts_of_one_size(image, extras.get("input_size")):
             logits = self(part)
@@ -266,7 +282,7 @@ class SegmentationTask(L.LightningModule):
 
     def _finish(self, stage: str) -> None:
         evaluation = self._evaluations[stage]
-        result = evaluation.compute()
+        result = evaluation.compute(self.device)
         evaluation.reset()
         self.results[stage] = result
         if self.trainer.state.fn != "fit":

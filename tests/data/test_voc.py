@@ -46,7 +46,7 @@ def test_training_batches_keep_the_contract(voc_root):
     batches = epoch_of(make(voc_root).train_dataloader(), 0)
     assert len(batches) == 2  # 10 = 2 x 4 + 2, and the smaller one is dropped
     for batch in batches:
-        assert set(batch) == {"image", "mask"}
+        assert set(batch) == {"image", "mask", "index"}
         assert batch["image"].shape == (4, 3, 48, 48)
         assert batch["image"].dtype == torch.float32
         assert batch["mask"].shape == (4, 48, 48)

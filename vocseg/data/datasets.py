@@ -1,13 +1,14 @@
 """Files -> samples -> batches."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from vocseg.data.files import Sample, read_image, read_sample
 from vocseg.data.labels import VOID
@@ -18,10 +19,12 @@ from vocseg.errors import VocsegError
 class SegmentationDataset(Dataset):
     """Samples of a split, indexed by ``(epoch, place in the list)``: the random draws follow from both.
 
+    The place None, with which samplers fill up a process's share, gives an item that no batch will hold.
+
     Args:
         samples: the files.
         pipeline: applied to each.
-        evaluates: add ``index``, ``original_mask`` and ``input_size``.
+        evaluates: add ``original_mask`` and ``input_size``.
         arrays: the decoded files, when they are kept in memory; else empty.
     """
 
@@ -37,15 +40,17 @@ class SegmentationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int | None]) -> dict[str, Any]:
         epoch, index = (0, key) if isinstance(key, int) else key
+        if index is None:
+            return {}
         if self.arrays:
             image, mask = self.arrays[index]
         else:
             image, mask = read_sample(self.samples[index], self.pipeline.num_classes)
-        item = self.pipeline(image, mask, epoch=epoch, index=index)
+        item = {**self.pipeline(image, mask, epoch=epoch, index=index), "index": index}
         if self.evaluates:
-            item.update(index=index, original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
+            item.update(original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
         return item
 
 
@@ -63,7 +68,10 @@ class PredictionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int | None]) -> dict[str, Any]:
+        index = key if isinstance(key, int) else key[1]
+        if index is None:
+            return {}
         try:
             image = read_image(self.paths[index])
         except VocsegError as error:
@@ -75,41 +83,79 @@ class PredictionDataset(Dataset):
         return item
 
 
-class EpochSampler(Sampler):
-    """Yields ``(epoch, index)``; Lightning calls :meth:`set_epoch` before each epoch.
+class EpochSampler(DistributedSampler):
+    """Yields ``(epoch, index)``, the share of one process; Lightning calls :meth:`set_epoch` before each epoch.
+
+    It is a ``DistributedSampler`` so that Lightning does not put its own in its place, which counts some samples twice.
+    Here all processes get equally many as well, but the last are ``(epoch, None)``, which no batch will hold. In
+    training, where a step of one process needs one of each other, the few that are left over sit out instead.
 
     Args:
-        length: number of samples.
+        dataset: what is sampled.
         seed: the order of an epoch follows from (seed, epoch).
-        shuffle: False: 0, 1, 2, ...
+        shuffle: draw a new order for each epoch and drop what does not divide; False: 0, 1, 2, ...
+        rank: which process this is.
+        world: how many there are. Their n-th batches make up the n-th batch of a single process.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
-        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Epoch of the next iteration."""
-        self.epoch = epoch
+    def __init__(self, dataset: Dataset, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
+        self.start = 0
 
     def __len__(self) -> int:
-        return self.length
+        share = len(self.dataset) / self.num_replicas
+        return max(math.floor(share), 1) if self.shuffle else math.ceil(share)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.length)
+    def __iter__(self) -> Iterator[tuple[int, int | None]]:
+        order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return ((self.epoch, int(index)) for index in order)
+        places: list[int | None] = [int(index) for index in order]
+        if self.shuffle and len(places) < self.num_replicas:
+            places = [places[place % len(places)] for place in range(self.num_replicas)]
+        share = places[self.rank :: self.num_replicas][: len(self)]
+        share += [None] * (len(self) - len(share))
+        start, self.start = self.start, 0
+        return iter([(self.epoch, place) for place in share[start:]])
+
+
+class ResumableLoader(DataLoader):
+    """A loader over an :class:`EpochSampler` that can go on inside an epoch."""
+
+    _yielded = 0
+    _resumed: Mapping[str, int] = {}
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of which epoch have been taken."""
+        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": self._yielded}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Leaves those batches out, if the next epoch to be drawn is that epoch."""
+        self._resumed = dict(state_dict)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._yielded = 0
+        resumed, self._resumed = self._resumed, {}
+        # this part of a generator runs when its first batch is asked for: by then Lightning has set the epoch
+        if resumed.get("epoch") == getattr(self.sampler, "epoch", None):
+            self._yielded = resumed["batches"]
+            self.sampler.start = resumed["batches"] * self.batch_size
+        for batch in super().__iter__():
+            self._yielded += 1
+            yield batch
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Makes a batch; images and masks of unlike sizes are padded on the right and at the bottom (masks with void).
 
-    Items that could not be read leave their message under ``unreadable`` and are not among the images.
+    Items that could not be read leave their message under ``unreadable`` and are not among the images, which may then
+    be none.
     """
     unreadable = [item["unreadable"] for item in items if "unreadable" in item]
-    items = [item for item in items if "unreadable" not in item]
+    items = [item for item in items if "image" in item]
     if not items:
-        return {"image": torch.empty(0, 3, 1, 1), "path": [], "unreadable": unreadable}
+        nothing = {"image": torch.empty(0, 3, 1, 1), "mask": torch.empty(0, 1, 1, dtype=torch.int64)}
+        return {**nothing, "path": [], "unreadable": unreadable}
     height = max(item["image"].shape[-2] for item in items)
     width = max(item["image"].shape[-1] for item in items)
     batch: dict[str, Any] = {"image": torch.stack([_pad(item["image"], height, width, 0.0) for item in items])}

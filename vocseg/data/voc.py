@@ -9,9 +9,9 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from vocseg.data.datasets import EpochSampler, PredictionDataset, SegmentationDataset, collate
+from vocseg.data.datasets import EpochSampler, PredictionDataset, ResumableLoader, SegmentationDataset, collate
 from vocseg.data.files import candidate_trees, check_samples, count_pixels, find_images, find_tree, read_split
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, synthetic_root, write_tree
@@ -27,16 +27,20 @@ from vocseg.data.transforms import (
 from vocseg.errors import VocsegError
 
 SYNTHETIC = "synthetic"
-Transforms = str | list[Any]
+# not list[Any]: there jsonargparse would make any class that a config, or a stranger's checkpoint, names
+Transforms = str | list[str | dict]
 
 
 class VOCDataModule(L.LightningDataModule):
     """VOC2007, VOC2012, a folder laid out like them, or drawn scenes to try vocseg without either.
 
-    Training batches are ``{"image": float32 [B, 3, h, w], "mask": int64 [B, h, w]}``, 255 = void. Evaluation batches
-    also have ``index`` (places in the split's list), ``original_mask`` (list of uint8 [H_i, W_i], untouched) and
-    ``input_size`` (int64 [B, 2]; images of unlike sizes are padded on the right and at the bottom). Prediction batches
-    have ``image``, ``input_size``, ``original_size`` and ``path``.
+    Training batches are ``{"image": float32 [B, 3, h, w], "mask": int64 [B, h, w], "index": int64 [B]}``, 255 = void,
+    ``index`` = places in the split's list. Evaluation batches also have ``original_mask`` (list of uint8 [H_i, W_i],
+    untouched) and ``input_size`` (int64 [B, 2]; images of unlike sizes are padded on the right and at the bottom).
+    Prediction batches have ``image``, ``input_size``, ``original_size`` and ``path``.
+
+    With several processes each gets its share of every split, no sample twice. Of a batch that shares do not fill, one
+    process may get no image.
 
     Args:
         root: folder that holds ``VOCdevkit/VOC<year>``, or ``VOC<year>``, or is itself such a tree (``JPEGImages``,
@@ -48,7 +52,7 @@ class VOCDataModule(L.LightningDataModule):
         val_split: the list that validates.
         test_split: the list that tests. The masks of VOC2012's test photographs were never published.
         image_size: height and width of network inputs in pixels, or one number for both.
-        batch_size: images per batch and device.
+        batch_size: images per batch and process.
         num_workers: processes that load data; None: one per core, at most 8.
         train_transforms: the name of a pipeline (resize, flip, crop) or a list of albumentations transforms.
         eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
@@ -121,6 +125,8 @@ class VOCDataModule(L.LightningDataModule):
             }
         )
         self.datasets: dict[str, Dataset] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._position: dict[str, int] = {}
 
     def prepare_data(self) -> None:
         """Draws or downloads the tree if it is wanted and not there. Prediction needs no tree."""
@@ -132,7 +138,7 @@ class VOCDataModule(L.LightningDataModule):
             self._download()
 
     def setup(self, stage: str) -> None:
-        """Reads the lists that ``stage`` needs and checks every file they name."""
+        """Reads the lists that ``stage`` needs and checks every file they name, once per machine."""
         if stage == "predict":
             self.datasets["predict"] = PredictionDataset(find_images(self.predict_path), self._pipeline("eval"))
             return
@@ -143,7 +149,9 @@ class VOCDataModule(L.LightningDataModule):
             if role in self.datasets:
                 continue
             samples = read_split(tree, self.splits[role])
-            arrays = check_samples(samples, len(self.class_names), keep=self.in_memory)
+            arrays = []
+            if self.in_memory or self.trainer is None or self.trainer.local_rank == 0:
+                arrays = check_samples(samples, len(self.class_names), keep=self.in_memory)
             pipeline = self._pipeline("train" if role == "train" else "eval")
             self.datasets[role] = SegmentationDataset(samples, pipeline, evaluates=role != "train", arrays=arrays)
 
@@ -191,31 +199,41 @@ class VOCDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled; a last batch smaller than the others is dropped, unless it is the only one."""
-        dataset = self.datasets["train"]
-        return self._loader(
-            dataset,
-            sampler=EpochSampler(len(dataset), self.seed, shuffle=True),
-            drop_last=len(dataset) >= self.batch_size,
-        )
+        self._train_loader = self._loader("train")
+        self._train_loader.load_state_dict(self._position)
+        return self._train_loader
 
     def val_dataloader(self) -> DataLoader:
         """In the list's order."""
-        return self._loader(self.datasets["val"])
+        return self._loader("val")
 
     def test_dataloader(self) -> DataLoader:
         """In the list's order."""
-        return self._loader(self.datasets["test"])
+        return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader:
         """In the files' order."""
-        return self._loader(self.datasets["predict"])
+        return self._loader("predict")
 
-    def _loader(self, dataset: Dataset, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
-        return DataLoader(
-            dataset,
+    def state_dict(self) -> dict[str, int]:
+        """How far the training split has been taken, for a checkpoint inside an epoch."""
+        return self._train_loader.state_dict() if self._train_loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on from there. (Lightning restores loaders itself, but not when a schedule asked for their length.)"""
+        self._position = dict(state_dict)
+
+    def _loader(self, role: str) -> DataLoader:
+        trains = role == "train"
+        processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        sampler = EpochSampler(self.datasets[role], self.seed, trains, *processes)
+        return (ResumableLoader if trains else DataLoader)(
+            self.datasets[role],
             batch_size=self.batch_size,
             sampler=sampler,
-            drop_last=drop_last,
+            drop_last=trains and len(sampler) >= self.batch_size,
+            # else a loader would take its workers' seeds from torch's own generator, of which nothing depends on it
+            generator=torch.Generator(),
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,

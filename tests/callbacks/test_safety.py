@@ -1,0 +1,134 @@
+"""Runs that are interrupted, and runs that go wrong."""
+
+import csv
+import os
+import signal
+
+import pytest
+import torch
+
+from vocseg.callbacks import StepSeeds
+
+# Interrupts itself, as a user or a scheduler would, at a given batch.
+STOPPER = """
+import os
+import lightning as L
+
+class Stopper(L.Callback):
+    def __init__(self, epoch, batch, number):
+        self.epoch, self.batch, self.number = epoch, batch, number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            os.kill(os.getpid(), self.number)
+
+class Poison(L.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 2):
+            batch["image"][0, 0, 0, 0] = float("nan")
+"""
+DEMANDING = ["--model.schedule.kind", "cosine", "--data.train_transforms", "crop", "--model.decoder.dropout", "0.2"]
+
+
+@pytest.fixture
+def fit(fit_flags, vocseg, tmp_path, monkeypatch):
+    """Fits three epochs of five batches into a folder of its own; returns (exit status, stdout, stderr)."""
+    (tmp_path / "stopper.py").write_text(STOPPER)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def call(folder, *options):
+        small = ["--data.batch_size", "2", "--trainer.max_epochs", "3", "--previews.images", "0"]
+        words = [*fit_flags, *small, *DEMANDING, "--trainer.default_root_dir", folder, *options]
+        try:
+            return vocseg(*words)
+        except SystemExit as end:
+            return end.code, "", ""
+
+    return call
+
+
+def stop_at(epoch, batch, number=signal.SIGINT):
+    stopper = {"class_path": "stopper.Stopper", "init_args": {"epoch": epoch, "batch": batch, "number": int(number)}}
+    return ["--trainer.callbacks", f"[{stopper}]".replace("'", '"')]
+
+
+def run_folder(folder, version=0):
+    return folder / "lightning_logs" / "quickstart" / f"version_{version}"
+
+
+def state_of(folder):
+    """Everything that must be equal: the network, the optimizer, the schedule, and every figure logged."""
+    checkpoint = torch.load(run_folder(folder) / "checkpoints" / "last.ckpt", weights_only=True)
+    with (run_folder(folder) / "metrics.csv").open() as file:
+        lines = [{name: value for name, value in line.items() if name != "seconds"} for line in csv.DictReader(file)]
+    return {name: checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers")}, lines
+
+
+def differences(first, second, path=""):
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        return [found for key in first for found in differences(first[key], second[key], f"{path}/{key}")]
+    if isinstance(first, list | tuple):
+        assert len(first) == len(second), path
+        pairs = zip(first, second, strict=True)
+        return [found for n, pair in enumerate(pairs) for found in differences(*pair, f"{path}/{n}")]
+    same = torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+    return [] if same else [path]
+
+
+@pytest.mark.parametrize(
+    ("workers", "epoch", "batch"), [(0, 1, 1), (2, 1, 1), (2, 0, 4)], ids=["inside", "inside, workers", "end, workers"]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(workers, epoch, batch, fit, tmp_path):
+    options = ["--data.num_workers", workers]
+    assert fit(tmp_path / "whole", *options)[0] == 0
+    assert fit(tmp_path / "parts", *options, *stop_at(epoch, batch))[0] == 130
+    part = torch.load(run_folder(tmp_path / "parts") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert part["global_step"] == epoch * 5 + batch + 1
+    assert fit(tmp_path / "parts", *options, "--ckpt_path", "last")[0] == 0
+    assert not run_folder(tmp_path / "parts", 1).exists()
+    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    assert differences(whole[0], parts[0]) == []
+    assert len(whole[1]) == 3
+    assert whole[1] == parts[1]
+
+
+def test_the_comparison_sees_a_draw_that_does_not_follow_from_the_seed(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(StepSeeds, "on_train_batch_start", lambda *args: torch.seed())
+    for folder in ("one", "two"):
+        assert fit(tmp_path / folder, "--trainer.max_epochs", "1")[0] == 0
+    assert differences(state_of(tmp_path / "one")[0], state_of(tmp_path / "two")[0])
+
+
+def test_sigterm_saves_and_says_how_to_go_on(fit, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert fit(tmp_path, *stop_at(0, 2, signal.SIGTERM))[0] == 143
+    err = capsys.readouterr().err
+    assert "Saved in epoch 0, after step 3. To go on: vocseg fit --config quickstart" in err
+    assert "--ckpt_path last" in err
+    assert "Traceback" not in err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_nan_loss_ends_the_run_and_names_its_photographs(fit, tmp_path):
+    status, _, err = fit(tmp_path, "--trainer.callbacks", "stopper.Poison")
+    assert status == 1
+    assert "loss is nan in epoch 1, batch 2. Its photographs: train_" in err
+    last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
+    assert f"The last good checkpoint: {last}" in err
+    kept = torch.load(last, weights_only=True)
+    assert kept["global_step"] == 5
+    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+
+
+def test_last_without_an_unfinished_run_is_an_error(fit, tmp_path):
+    status, _, err = fit(tmp_path, "--ckpt_path", "last")
+    assert status == 1
+    assert "nothing to go on from: no run 'quickstart'" in err
+    assert fit(tmp_path, "--trainer.max_epochs", "1")[0] == 0
+    status, _, err = fit(tmp_path, "--ckpt_path=last", "--trainer.max_epochs", "1")
+    assert status == 1
+    assert "is finished" in err
+    assert fit(tmp_path, "--ckpt_path=last", "--trainer.max_epochs", "2")[0] == 0
+    assert len(state_of(tmp_path)[1]) == 2
+    assert os.listdir(tmp_path / "lightning_logs" / "quickstart") == ["version_0"]
