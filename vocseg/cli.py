@@ -1,6 +1,7 @@
 """The ``vocseg`` command."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after ``vocseg``; those of this process if None.
 
     Returns:
-        The exit status: 0, 1 for a mistake in what was given, 2 for a mistake in the command itself.
+        The exit status: 0, or 1 for a mistake in what was given, or 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
@@ -62,6 +63,18 @@ def main(args: Sequence[str] | None = None) -> int:
     except VocsegError as error:
         print(f"vocseg: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"vocseg: no room to write {error.filename or 'a file'}: {error.strerror}. Make room, and go on with "
+            "vocseg fit ... --ckpt_path last",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("vocseg: interrupted", file=sys.stderr)
+        return 130
 
 
 def _rows(args: list[str]) -> int:

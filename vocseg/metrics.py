@@ -84,7 +84,7 @@ class Evaluation:
             device: where torchmetrics' counts are; with several processes those of one that had no image must be there.
         """
         scores = {name: value.cpu() for name, value in self.scores.to(device).compute().items()}
-        shares = _of_all_processes(
+        shares = of_all_processes(
             {
                 "loss": (float(self.loss_sum), float(self.loss_count)),
                 "matrices": {index: matrix.cpu() for index, matrix in self.matrices.items()},
@@ -226,7 +226,7 @@ def _resampled_miou(matrices: Tensor, seed: int, resamples: int = 2000) -> np.nd
     return np.nanmean(np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0), axis=1)
 
 
-def _of_all_processes(share: Any) -> list[Any]:
+def of_all_processes(share: Any) -> list[Any]:
     """Every process's share, in all of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [share]

@@ -94,6 +94,8 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # scoring a checkpoint needs no checkpoint callback
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    # a frozen backbone stays in eval mode: it is meant to
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     # everything of ours is logged per epoch, whatever the interval
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
 
@@ -250,7 +252,9 @@ class VocsegCLI(LightningCLI):
     def after_predict(self) -> None:
         """Says where the masks are."""
         writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))
-        folder = _shown(writer.folder(self.trainer))
+        if not self.trainer.is_global_zero:
+            return
+        folder = _shown(writer.folder)
         print(f"\nMasks written to {folder}: {len(writer.written)}")
         if writer.contact_sheet and writer.written:
             print(f"All of them  {folder}/index.html")
@@ -272,7 +276,8 @@ class SaveFitConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Saves the config when a fit begins; a resumed one has it already."""
-        if stage == "fit" and not (Path(trainer.log_dir or ".") / self.config_filename).exists():
+        saved = Path(trainer.log_dir or ".") / self.config_filename
+        if stage == "fit" and not trainer.strategy.broadcast(saved.exists()):
             super().setup(trainer, pl_module, stage)
 
 

@@ -1,5 +1,6 @@
 """SegmentationTask: training, validation, test and prediction of any backbone with any decoder."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from vocseg.schedules import Schedule
 from vocseg.state_dicts import check_fits
 
 DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
+LOGITS_AT_ONCE = 64_000_000
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
@@ -287,14 +289,14 @@ class SegmentationTask(L.LightningModule):
         self.results[stage] = result
         if self.trainer.state.fn != "fit":
             self.log("step", float(max(self.trained_steps - 1, 0)))  # else Lightning would log at step 0
-        self.log(f"{stage}/loss", result.loss)
-        self.log(f"{stage}/miou", result.miou, prog_bar=True)
-        self.log(f"{stage}/pixel_accuracy", result.pixel_accuracy)
-        for name, value in result.paper_inferred().items():
-            self.log(f"{stage}/paper_inferred/{name}", value)
-        for name, iou in zip(self.class_names, result.iou, strict=True):
-            if iou == iou:  # a class that occurs in neither prediction nor target has no IoU
-                self.log(f"{stage}/iou/{name}", iou)
+        figures = {"loss": result.loss, "pixel_accuracy": result.pixel_accuracy}
+        figures |= {f"paper_inferred/{name}": value for name, value in result.paper_inferred().items()}
+        iou = dict(zip(self.class_names, result.iou, strict=True))
+        # a class that occurs in neither prediction nor target has no IoU
+        figures |= {f"iou/{name}": value for name, value in iou.items() if not math.isnan(value)}
+        # all processes have the same figures already; sync_dist tells Lightning not to warn
+        self.log(f"{stage}/miou", result.miou, prog_bar=True, sync_dist=True)
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, sync_dist=True)
 
 
 def parts_of_one_size(image: Tensor, input_sizes: Any) -> Iterator[tuple[list[int], Tensor]]:
@@ -319,8 +321,19 @@ def parts_of_one_size(image: Tensor, input_sizes: Any) -> Iterator[tuple[list[in
 
 def label_map(scores: Tensor, size: Sequence[int]) -> Tensor:
     """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax: int64 [H, W]."""
-    # over a leading axis that is contiguous, max is several times faster than argmax
-    return resize(scores[None].contiguous(), [int(side) for side in size])[0].max(0).indices
+    height, width = (int(side) for side in size)
+    # of a large photograph some classes at a time: all of them at 6000x4000 would take 2 GB
+    at_once = max(LOGITS_AT_ONCE // (height * width), 1)
+    best = labels = None
+    for first in range(0, len(scores), at_once):
+        # over a leading axis that is contiguous, max is several times faster than argmax
+        some, places = resize(scores[None, first : first + at_once].contiguous(), (height, width))[0].max(0)
+        if best is None:
+            best, labels = some, places
+        else:
+            labels = torch.where(some > best, places + first, labels)
+            best = torch.maximum(best, some)
+    return labels
 
 
 def resize(logits: Tensor, size: Sequence[int]) -> Tensor:

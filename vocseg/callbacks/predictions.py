@@ -1,6 +1,7 @@
 """Writes predictions: palette PNG files, overlays, probabilities, and a page that shows them all."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vocseg import html
 from vocseg.data.files import read_image
 from vocseg.data.labels import VOC_PALETTE
 from vocseg.drawing import legend_of, overlay
+from vocseg.metrics import of_all_processes
 
 THUMBNAIL = (320, 240)
 
@@ -41,21 +43,20 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.output_dir = output_dir
         self.overlays, self.probabilities, self.contact_sheet = overlays, probabilities, contact_sheet
+        self.folder = Path(output_dir or "predictions")
         self.written: dict[str, str] = {}
         self.unreadable: list[str] = []
-        self._shown: list[str] = []
+        self._shown: list[tuple[str, str]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Asks the task for probabilities where they are wanted."""
-        if stage == "predict" and self.probabilities:
-            pl_module.predict_probabilities = True
-
-    def folder(self, trainer: L.Trainer) -> Path:
-        """The folder that the files go to."""
-        if self.output_dir:
-            return Path(self.output_dir)
-        has_run_folder = trainer.loggers and not trainer.fast_dev_run
-        return Path(trainer.loggers[0].log_dir if has_run_folder else trainer.default_root_dir) / "predictions"
+        """Settles the folder; asks the task for probabilities where they are wanted."""
+        if stage != "predict":
+            return
+        pl_module.predict_probabilities = self.probabilities
+        if self.output_dir is None:
+            has_run_folder = trainer.loggers and not trainer.fast_dev_run
+            self.folder = Path(trainer.log_dir if has_run_folder else trainer.default_root_dir) / "predictions"
+        self._names = _unique_names(trainer.datamodule.datasets["predict"].paths)
 
     def write_on_batch_end(
         self,
@@ -68,21 +69,25 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Writes one batch."""
-        folder = self.folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.unreadable += batch["unreadable"]
         for path, predicted in zip(batch["path"], prediction, strict=True):
-            self._write(folder, Path(path), predicted, pl_module.class_names)
+            self._write(self.folder, path, predicted, pl_module.class_names)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the contact sheet."""
-        if self.contact_sheet and self._shown:
+        """Gathers what other processes have done; writes the contact sheet."""
+        shares = of_all_processes((self.written, self.unreadable, self._shown))
+        self.written = {name: path for written, _, _ in shares for name, path in written.items()}
+        self.unreadable = sorted(problem for _, problems, _ in shares for problem in problems)
+        shown = [picture for _, picture in sorted(pair for _, _, some in shares for pair in some)]
+        if self.contact_sheet and shown and trainer.is_global_zero:
             problems = [f'<p class="problem">{html.text(problem)}</p>' for problem in self.unreadable]
-            sheet = html.page(f"Predictions: {len(self._shown)} images", [*problems, *self._shown])
-            (self.folder(trainer) / "index.html").write_text(sheet, encoding="utf-8")
+            sheet = html.page(f"Predictions: {len(shown)} images", [*problems, *shown])
+            (self.folder / "index.html").write_text(sheet, encoding="utf-8")
 
-    def _write(self, folder: Path, path: Path, predicted: Tensor, class_names: Sequence[str]) -> None:
-        name = self._name(path)
+    def _write(self, folder: Path, path: str, predicted: Tensor, class_names: Sequence[str]) -> None:
+        name = self._names[path]
+        self.written[name] = path
         labels = predicted.argmax(0) if self.probabilities else predicted
         labels = labels.cpu().numpy().astype(np.uint8)
         save_mask(labels, folder / f"{name}.png")
@@ -95,7 +100,7 @@ class PredictionWriter(BasePredictionWriter):
             )
         if not (self.overlays or self.contact_sheet):
             return
-        mixed = overlay(read_image(path), labels)
+        mixed = overlay(read_image(Path(path)), labels)
         if self.overlays:
             (folder / "overlays").mkdir(exist_ok=True)
             Image.fromarray(mixed).save(folder / "overlays" / f"{name}.jpg", quality=92)
@@ -103,15 +108,8 @@ class PredictionWriter(BasePredictionWriter):
             thumbnail = Image.fromarray(mixed)
             thumbnail.thumbnail(THUMBNAIL)
             found = ", ".join(entry for entry, _ in legend_of([labels], class_names)[1:]) or class_names[0]
-            self._shown.append(html.picture(np.array(thumbnail), f"{path.name}: {found}", kind="JPEG"))
-
-    def _name(self, path: Path) -> str:
-        """``photo`` for ``photo.jpg``; ``photo.webp`` when another file of this run took that name."""
-        name = path.stem
-        if self.written.setdefault(name, str(path)) != str(path):
-            name = path.name
-            self.written[name] = str(path)
-        return name
+            caption = f"{Path(path).name}: {found}"
+            self._shown.append((path, html.picture(np.array(thumbnail), caption, kind="JPEG")))
 
 
 class TestMasks(L.Callback):
@@ -124,9 +122,14 @@ class TestMasks(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes away those of an earlier test, which may have been of another split."""
-        if trainer.loggers and trainer.is_global_zero and not trainer.fast_dev_run:
-            for old in (Path(trainer.loggers[0].log_dir) / "test_masks").glob("*.png"):
-                old.unlink()
+        self._folder = None
+        if trainer.loggers and not trainer.fast_dev_run:
+            self._folder = Path(trainer.log_dir) / "test_masks"
+            if trainer.is_global_zero:
+                for old in self._folder.glob("*.png"):
+                    old.unlink()
+            self._folder.mkdir(parents=True, exist_ok=True)
+        trainer.strategy.barrier("old test masks are gone")
 
     def on_test_batch_end(
         self,
@@ -139,12 +142,19 @@ class TestMasks(L.Callback):
     ) -> None:
         """Writes one batch's."""
         samples = getattr(trainer.test_dataloaders.dataset, "samples", None)
-        if samples is None or not trainer.loggers or trainer.fast_dev_run or not isinstance(outputs, Mapping):
+        if samples is None or self._folder is None or not isinstance(outputs, Mapping):
             return
-        folder = Path(trainer.loggers[0].log_dir) / "test_masks"
-        folder.mkdir(parents=True, exist_ok=True)
         for index, labels in outputs.items():
-            save_mask(labels.cpu().numpy(), folder / f"{samples[index].image.stem}.png")
+            save_mask(labels.cpu().numpy(), self._folder / f"{samples[index].image.stem}.png")
+
+
+def _unique_names(paths: Sequence[Path]) -> dict[str, str]:
+    """Path -> name: ``photo`` for ``photo.jpg``; ``photo.webp``, then ``photo_2``, when others took that name."""
+    taken: dict[str, str] = {}
+    for path in paths:
+        numbered = (f"{path.stem}_{number}" for number in count(2))
+        taken[next(name for name in chain([path.stem, path.name], numbered) if name not in taken)] = str(path)
+    return {path: name for name, path in taken.items()}
 
 
 def save_mask(labels: np.ndarray, path: Path) -> None:

@@ -22,7 +22,16 @@ class ResultTable(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._best: tuple[int, Result] | None = None
+        self._best: dict[str, float] = {}
+        self._best_result: Result | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which epoch was best."""
+        return self._best
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it up: of a resumed run the best epoch may lie before the interruption."""
+        self._best = dict(state_dict)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remembers the best epoch's figures while fitting; prints them after ``validate``."""
@@ -31,14 +40,18 @@ class ResultTable(L.Callback):
         result = pl_module.results["val"]
         if trainer.state.fn == "validate":
             _show(trainer, result, pl_module.class_names, "Validation")
-        elif self._best is None or result.miou > self._best[1].miou:
-            self._best = (trainer.current_epoch, result)
+        elif not self._best or result.miou > self._best["miou"]:
+            self._best = {"epoch": trainer.current_epoch, "miou": result.miou}
+            self._best_result = result
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the best epoch's validation figures."""
-        if self._best is not None:
-            epoch, result = self._best
-            _show(trainer, result, pl_module.class_names, f"Validation, best epoch ({epoch})")
+        if not self._best or not trainer.is_global_zero:
+            return
+        if self._best_result is not None:
+            _show(trainer, self._best_result, pl_module.class_names, f"Validation, best epoch ({self._best['epoch']})")
+        else:
+            print("Best epoch {epoch:.0f}, val/miou {miou:.4f}: before the interruption.".format(**self._best))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the test figures and writes ``test.json``."""

@@ -41,7 +41,7 @@ class StepSeeds(L.Callback):
 class Interruption(L.Callback):
     """Ctrl-C and SIGTERM: finishes the step, saves ``last.ckpt``, says how to go on, and ends the process.
 
-    In the last step of an epoch and in validation it first finishes the epoch. A second Ctrl-C ends the run at once, and
+    In the last step of an epoch and in validation it first finishes the epoch. A second Ctrl-C ends the run at once;
     what was saved at the end of the epoch before stays.
 
     Args:
@@ -149,9 +149,8 @@ class FiniteLoss(L.Callback):
         samples = getattr(trainer.train_dataloader.dataset, "samples", None)
         names = [samples[int(index)].image.name for index in indices] if samples and indices is not None else []
         photographs = f" Its photographs: {', '.join(names)}." if names else ""
-        raise VocsegError(
-            f"The training loss is {float(loss)} in epoch {epoch}, batch {batch_idx}.{photographs} {_what_to_do(trainer)}"
-        )
+        where = f"The training loss is {float(loss)} in epoch {epoch}, batch {batch_idx}."
+        raise VocsegError(f"{where}{photographs} {_what_to_do(trainer)}")
 
 
 def _what_to_do(trainer: L.Trainer) -> str:

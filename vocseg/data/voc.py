@@ -220,7 +220,10 @@ class VOCDataModule(L.LightningDataModule):
         return self._train_loader.state_dict() if self._train_loader is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on from there. (Lightning restores loaders itself, but not when a schedule asked for their length.)"""
+        """Goes on from there.
+
+        Lightning restores loaders itself, but not when a schedule has asked for their length before.
+        """
         self._position = dict(state_dict)
 
     def _loader(self, role: str) -> DataLoader:
