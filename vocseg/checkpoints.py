@@ -1,18 +1,29 @@
 """Checkpoints: written so that no kill can spoil them, read safely, and found again."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
 
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
+from vocseg.recording import build
+from vocseg.schedules import Schedule
 from vocseg.task import SegmentationTask
 
 LOGS = "lightning_logs"
+COMPONENTS = {
+    "backbone": nn.Module,
+    "decoder": nn.Module,
+    "loss": nn.Module,
+    "optimizer": torch.optim.Optimizer,
+    "schedule": Schedule,
+}
+"""What a checkpoint describes, and the class that each must derive from."""
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -62,12 +73,18 @@ def checkpoint_settings(path: str) -> dict[str, Any]:
     model = dict(checkpoint.get(SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY) or {})
     if not {"backbone", "decoder"} <= set(model):
         raise VocsegError(f"{path} is no checkpoint of vocseg: it does not say what network it holds.")
-    for role in ("backbone", "decoder", "loss", "optimizer", "schedule"):
-        if "unrecorded" in (model.get(role) or {}):
+    for role, base in COMPONENTS.items():
+        described = model.get(role)
+        if described is None:
+            continue
+        if not isinstance(described, Mapping):
+            raise VocsegError(f"{path} names no class for its {role} ({described!r}): not built.")
+        if "unrecorded" in described:
             raise VocsegError(
-                f"{path} does not say how to build its {role} ({model[role]['unrecorded']}). Load it in Python: "
+                f"{path} does not say how to build its {role} ({described['unrecorded']}). Load it in Python: "
                 f"SegmentationTask.load_from_checkpoint(path, {role}=...)."
             )
+        build(described, role, base)  # builds nothing yet, but refuses what is no class of that kind
     model.pop("class_names", None)  # flows from the data
     data = dict(checkpoint.get(VOCDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
     seed = data.pop("seed", 0)

@@ -61,7 +61,9 @@ def main(args: Sequence[str] | None = None) -> int:
         run(args)
         return 0
     except VocsegError as error:
-        print(f"vocseg: {error}", file=sys.stderr)
+        # a loader's worker process hands an error over with its traceback
+        message = str(error).rpartition(f"{VocsegError.__module__}.{VocsegError.__name__}: ")[2]
+        print(f"vocseg: {message.strip()}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

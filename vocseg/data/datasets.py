@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ class SegmentationDataset(Dataset):
             image, mask = self.arrays[index]
         else:
             image, mask = read_sample(self.samples[index], self.pipeline.num_classes)
-        item = {**self.pipeline(image, mask, epoch=epoch, index=index), "index": index}
+        with _naming(self.samples[index].image, image):
+            item = {**self.pipeline(image, mask, epoch=epoch, index=index), "index": index}
         if self.evaluates:
             item.update(original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
         return item
@@ -74,9 +76,10 @@ class PredictionDataset(Dataset):
             return {}
         try:
             image = read_image(self.paths[index])
+            with _naming(self.paths[index], image):
+                item = self.pipeline(image, index=index)
         except VocsegError as error:
             return {"unreadable": str(error)}  # the others shall have their masks
-        item = self.pipeline(image, index=index)
         item.update(
             path=str(self.paths[index]), original_size=image.shape[:2], input_size=tuple(item["image"].shape[-2:])
         )
@@ -170,6 +173,17 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if "path" in batch:
         batch["unreadable"] = unreadable
     return batch
+
+
+@contextmanager
+def _naming(path: Path, image: np.ndarray) -> Iterator[None]:
+    """Says of which photograph the transforms made nothing."""
+    try:
+        yield
+    except Exception as error:  # OpenCV's and albumentations' own, of many kinds
+        height, width = image.shape[:2]
+        reason = " ".join(str(error).split())
+        raise VocsegError(f"The transforms cannot handle {path} ({width}x{height}): {reason}") from error
 
 
 def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:

@@ -1,0 +1,149 @@
+"""Checkpoints are whole whatever happens, and harmless wherever they come from."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from vocseg import SegmentationTask, StridedEncoder, VocsegError
+from vocseg.checkpoints import WholeFileIO, last_unfinished
+from vocseg.data.synthetic import SYNTHETIC_CLASSES
+from vocseg.decoders import DeconvDecoder
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeFileIO().save_checkpoint({"step": torch.tensor(1)}, path)
+    (tmp_path / "checkpoints" / "last.ckpt.part").symlink_to("/dev/full")  # writing there fails as on a full disk
+    with pytest.raises(VocsegError, match=r"No space left on device; the checkpoint before it is whole"):
+        WholeFileIO().save_checkpoint({"step": torch.zeros(1000)}, path)
+    assert torch.load(path, weights_only=True)["step"] == 1
+    WholeFileIO().save_checkpoint({"step": torch.tensor(2)}, path)
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_fit_on_a_full_disk_says_so(fit_flags, vocseg, tmp_path):
+    checkpoints = tmp_path / "lightning_logs" / "quickstart" / "version_0" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "best.ckpt.part").symlink_to("/dev/full")
+    # the folder is there already: the run's would be the next
+    logger = (
+        '{"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "lightning_logs", '
+    )
+    logger += '"name": "quickstart", "version": "version_0"}}'
+    status, _, err = vocseg(*fit_flags, "--trainer.logger", logger)
+    assert status == 1
+    assert "best.ckpt could not be written: No space left on device" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["while it is written", "between"])
+def test_sigkill_leaves_a_checkpoint_to_go_on_from(inside, fit_flags, vocseg, tmp_path):
+    """The network is large enough for its writing to take a while."""
+    words = [*fit_flags, "--trainer.max_epochs", "50", "--model.backbone.widths", "[32,64,128,256,512]"]
+    checkpoints = tmp_path / "lightning_logs" / "quickstart" / "version_0" / "checkpoints"
+    with subprocess.Popen([sys.executable, "-m", "vocseg", *words], cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            seen = checkpoints / "last.ckpt"
+            if seen.exists() and (not inside or (checkpoints / "last.ckpt.part").exists()):
+                break
+            time.sleep(0.0005)
+        os.kill(process.pid, signal.SIGKILL)
+    left = {file.name for file in checkpoints.iterdir()}
+    assert "last.ckpt" in left
+    assert not inside or "last.ckpt.part" in left
+    before = torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"]
+    status, _, err = vocseg(*words, "--ckpt_path", "last", "--trainer.max_epochs", str(before + 2))
+    assert status == 0, err
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] == before + 1
+
+
+def make_run(logs, version, epochs, steps=0, **callbacks):
+    progress = {"fit_loop": {"epoch_progress": {"current": {"processed": epochs}}}}
+    path = logs / "net" / f"version_{version}" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"loops": progress, "global_step": steps, "callbacks": callbacks}, path)
+    os.utime(path, (version, version))
+    return path
+
+
+def test_last_is_the_newest_run_that_is_not_finished(tmp_path):
+    with pytest.raises(VocsegError, match="nothing to go on from"):
+        last_unfinished(tmp_path, "net", 10)
+    older, newer = make_run(tmp_path, 1, epochs=3, steps=30), make_run(tmp_path, 2, epochs=8, steps=80)
+    assert last_unfinished(tmp_path, "net", 10) == newer
+    assert last_unfinished(tmp_path, "net", -1) == newer
+    assert last_unfinished(tmp_path, "net", 8) == older
+    assert last_unfinished(tmp_path, "net", None, max_steps=80) == older
+    with pytest.raises(VocsegError, match="All 2 runs 'net'"):
+        last_unfinished(tmp_path, "net", 3)
+    make_run(tmp_path, 3, epochs=5, **{"EarlyStopping{'monitor': 'val/miou'}": {"stopped_epoch": 4}})
+    assert last_unfinished(tmp_path, "net", 10) == newer
+
+
+class Hostile:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def checkpoint():
+    """A sound one, as Python writes it."""
+    task = SegmentationTask(StridedEncoder(widths=[4, 8]), DeconvDecoder, SYNTHETIC_CLASSES)
+    data = {"root": "synthetic", "class_names": list(SYNTHETIC_CLASSES), "seed": 0}
+    return {
+        "state_dict": task.state_dict(),
+        SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY: dict(task.hparams),
+        "datamodule_hyper_parameters": data,
+        "pytorch-lightning_version": "2.6.0",
+        "global_step": 0,
+    }
+
+
+def test_code_in_a_checkpoint_is_never_run(checkpoint, vocseg, tmp_path):
+    checkpoint["callbacks"] = Hostile(tmp_path / "harm")
+    torch.save(checkpoint, tmp_path / "torch.ckpt")
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Hostile(tmp_path / "harm")))
+    for name in ("torch.ckpt", "plain.ckpt"):
+        for command in (["test"], ["predict", "--data.predict_path", "."], ["fit", "--config", "quickstart"]):
+            status, _, err = vocseg(*command, "--ckpt_path", tmp_path / name)
+            assert status == 1
+            assert "more than it may load safely" in err
+        with pytest.raises(Exception, match=r"(?i)weights_only|unsafe|load"):
+            SegmentationTask.load_from_checkpoint(tmp_path / name)
+    assert not (tmp_path / "harm").exists()
+
+
+HARM = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "harm"]}}
+
+
+@pytest.mark.parametrize("role", ["backbone", "decoder", "loss", "optimizer", "schedule"])
+@pytest.mark.parametrize("harm", [HARM, "os.abort"], ids=["class", "function"])
+def test_no_class_but_a_components_is_made(role, harm, checkpoint, vocseg, tmp_path):
+    checkpoint[SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY][role] = harm
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    status, _, err = vocseg("test", "--ckpt_path", "x.ckpt")
+    assert status == 1
+    assert "not built" in err
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("transforms", [[HARM], [{"class_path": "Compose", "init_args": {"transforms": [HARM]}}]])
+def test_no_class_but_a_transform_is_made(transforms, checkpoint, vocseg, tmp_path):
+    checkpoint["datamodule_hyper_parameters"]["eval_transforms"] = transforms
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    status, _, err = vocseg("test", "--ckpt_path", "x.ckpt")
+    assert status == 1
+    assert "no class that can serve as eval_transforms" in err
+    assert not (tmp_path / "harm").exists()
