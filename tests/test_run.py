@@ -131,18 +131,19 @@ def test_photographs_of_every_kind_are_predicted_and_broken_ones_told(run, vocse
     turned = Image.Exif()
     turned[274] = 6  # to be turned by 90 degrees when shown
     photograph.save(folder / "turned.jpg", exif=turned)
+    photograph.resize((1, 1)).save(folder / "dot.png")
     (folder / "broken.jpg").write_bytes((folder / "rgb.jpg").read_bytes()[:300])
     (folder / "empty.png").write_bytes(b"")
     flags = ["--predictions.output_dir", "out", "--predictions.probabilities", "true", *QUIET]
     checkpoint = run[1] / "checkpoints" / "best.ckpt"
     status, out, err = vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", folder, *flags)
     assert status == 1
-    assert "Masks written to out: 6" in out
+    assert "Masks written to out: 7" in out
     assert "Not predicted: 2" in err
     assert str(folder / "broken.jpg") in err
     assert str(folder / "empty.png") in err
-    for name in ("rgb", "cmyk", "grey", "rgba", "one", "turned"):
-        size = (40, 60) if name == "turned" else (60, 40)
+    for name in ("rgb", "cmyk", "grey", "rgba", "one", "turned", "dot"):
+        size = {"turned": (40, 60), "dot": (1, 1)}.get(name, (60, 40))
         with (
             Image.open(tmp_path / "out" / f"{name}.png") as mask,
             np.load(tmp_path / "out" / "probabilities" / f"{name}.npz") as probabilities,
@@ -156,7 +157,7 @@ def test_photographs_of_every_kind_are_predicted_and_broken_ones_told(run, vocse
         with Image.open(tmp_path / "out" / "overlays" / f"{name}.jpg") as overlay:
             assert overlay.size == size
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("<figure>") == 6
+    assert page.count("<figure>") == 7
     assert page.count("cannot be read") + page.count("is not an image") == 2
     assert 'src="data:' in page
     assert "http" not in page
@@ -286,6 +287,14 @@ def test_a_strangers_backbone_trains_from_its_folder_and_its_checkpoint_says_all
     assert gone.returncode == 1
     assert "No module named 'stranger_net'" in gone.stderr
     assert "Traceback" not in gone.stderr
+
+
+def test_what_fails_in_a_worker_process_is_told_in_a_line(fit_flags, vocseg, tmp_path):
+    shrinking = '[{"class_path": "RandomScale", "init_args": {"scale_limit": [-0.999, -0.999], "p": 1}}]'
+    status, _, err = vocseg(*fit_flags, "--data.train_transforms", shrinking, "--data.num_workers", "2")
+    assert status == 1
+    assert err.splitlines()[-1].startswith("vocseg: The transforms cannot handle ")
+    assert "Traceback" not in err
 
 
 def test_fast_dev_run_of_every_command(fit_flags, run, voc_root, vocseg, tmp_path):

@@ -20,6 +20,7 @@ from vocseg import (
     VOCDataModule,
     VocsegError,
 )
+from vocseg import task as task_module
 from vocseg.data.datasets import collate
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 
@@ -291,3 +292,12 @@ def test_channels_last_changes_no_result():
     second.load_state_dict(first.state_dict())
     image = torch.rand(2, 3, 30, 20)
     assert torch.allclose(first(image), second(image), atol=1e-5)
+
+
+def test_a_large_photographs_labels_do_not_depend_on_how_many_classes_are_resized_at_once(monkeypatch):
+    scores = torch.randn(21, 9, 7)
+    whole = task_module.label_map(scores, (90, 130))
+    assert torch.equal(whole, task_module.resize(scores[None], (90, 130))[0].argmax(0))
+    for at_once in (1, 4):
+        monkeypatch.setattr(task_module, "LOGITS_AT_ONCE", at_once * 90 * 130)
+        assert torch.equal(task_module.label_map(scores, (90, 130)), whole)

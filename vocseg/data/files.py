@@ -212,6 +212,9 @@ def find_images(path: str | None) -> list[Path]:
 def _open(path: Path, kind: str, finish) -> Image.Image:
     try:
         with Image.open(path) as image:
+            if image.format == "PNG":
+                image.verify()  # loading alone would not notice damaged pixels: their check sums are skipped
+        with Image.open(path) as image:
             image.load()
             return finish(image)
     except FileNotFoundError as error:
