@@ -62,6 +62,7 @@ def test_the_end_of_fit_prints_commands_that_work(run, monkeypatch, capsys):
 
 def test_validate_reproduces_the_fit(run, vocseg, capsys):
     _, folder, _ = run
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     logged = max(float(row["val/miou"]) for row in scalars(folder) if row["val/miou"])
     status, out, _ = vocseg("validate", "--ckpt_path", folder / "checkpoints" / "best.ckpt", *QUIET)
@@ -69,6 +70,7 @@ def test_validate_reproduces_the_fit(run, vocseg, capsys):
     shown = float(next(line for line in out.splitlines() if "mIoU" in line).split("|")[2])
     assert shown == pytest.approx(logged, abs=1e-4)
     assert best["epoch"] in (0, 1)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_test_needs_the_checkpoint_alone_and_adds_to_its_run(run, vocseg):

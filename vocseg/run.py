@@ -201,6 +201,10 @@ class VocsegCLI(LightningCLI):
         if settings.logger is None or settings.logger is True:
             # absolute, for a resumed run must find its checkpoints under the names that it gave them
             kwargs["logger"] = self._logger((Path(settings.default_root_dir or ".") / LOGS).absolute())
+            if self.subcommand == "validate":
+                # TensorBoard drops the points of a curve that lie after a step which comes once more: val/loss of the
+                # best epoch, logged again, would hide those of all later epochs
+                kwargs["logger"] = False
             if not settings.fast_dev_run and self.subcommand == "fit":
                 callbacks += [LearningRateMonitor("epoch"), History(), Charts()]
         if self.subcommand == "fit":
@@ -268,7 +272,7 @@ class VocsegCLI(LightningCLI):
         folder = self._run_folder
         if folder is None:
             return TensorBoardLogger(logs, name=self._get(self.config, "name"), default_hp_metric=False)
-        # validate, test, predict and a resumed fit add to the run of their checkpoint
+        # test, predict and a resumed fit add to the run of their checkpoint
         return TensorBoardLogger(
             folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
         )
