@@ -310,6 +310,14 @@ def test_fast_dev_run_of_every_command(fit_flags, run, voc_root, vocseg, tmp_pat
     assert not (tmp_path / "lightning_logs").exists()
 
 
+def test_mixed_precision_trains_and_scores(fit_flags, vocseg, tmp_path):
+    status, out, _ = vocseg(*fit_flags, "--trainer.precision", "bf16-mixed")
+    assert status == 0
+    lines = scalars(tmp_path / "lightning_logs" / "quickstart" / "version_0")
+    assert all(np.isfinite(float(line["train/loss"])) for line in lines)
+    assert "mIoU" in out
+
+
 def test_a_fit_without_validation_keeps_its_last_checkpoint(fit_flags, vocseg, tmp_path):
     status, out, _ = vocseg(*fit_flags, "--trainer.limit_val_batches", 0)
     assert status == 0

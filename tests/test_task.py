@@ -301,3 +301,18 @@ def test_a_large_photographs_labels_do_not_depend_on_how_many_classes_are_resize
     for at_once in (1, 4):
         monkeypatch.setattr(task_module, "LOGITS_AT_ONCE", at_once * 90 * 130)
         assert torch.equal(task_module.label_map(scores, (90, 130)), whole)
+
+
+def test_backbone_and_decoder_serve_alone_in_other_projects(tmp_path):
+    """Plain modules with plain state dicts."""
+    task = small().eval()
+    torch.save(task.backbone.state_dict(), tmp_path / "backbone.pth")
+    torch.save(task.decoder.state_dict(), tmp_path / "decoder.pth")
+    backbone = StridedEncoder(widths=(4, 8)).eval()
+    decoder = type(task.decoder)(backbone.channels, backbone.strides, len(CLASSES)).eval()
+    backbone.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True))
+    decoder.load_state_dict(torch.load(tmp_path / "decoder.pth", weights_only=True))
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        logits = task_module.resize(nn.Sequential(backbone, decoder)(image), image.shape[-2:])
+        assert torch.allclose(logits, task(image), atol=1e-5)

@@ -3,6 +3,9 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -80,8 +83,9 @@ def differences(first, second, path=""):
     ("workers", "epoch", "batch"), [(0, 1, 1), (2, 1, 1), (2, 0, 4)], ids=["inside", "inside, workers", "end, workers"]
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(workers, epoch, batch, fit, tmp_path):
+    """Whatever the number of worker processes: the uninterrupted run has none."""
     options = ["--data.num_workers", workers]
-    assert fit(tmp_path / "whole", *options)[0] == 0
+    assert fit(tmp_path / "whole", "--data.num_workers", "0")[0] == 0
     assert fit(tmp_path / "parts", *options, *stop_at(epoch, batch))[0] == 130
     part = torch.load(run_folder(tmp_path / "parts") / "checkpoints" / "last.ckpt", weights_only=True)
     assert part["global_step"] == epoch * 5 + batch + 1
@@ -108,6 +112,22 @@ def test_sigterm_saves_and_says_how_to_go_on(fit, tmp_path, capsys):
     assert "--ckpt_path last" in err
     assert "Traceback" not in err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_to_all_processes_of_a_run_is_survived_by_its_workers(fit_flags, tmp_path):
+    """As a terminal's Ctrl-C and a scheduler send it."""
+    words = [*fit_flags, "--data.num_workers", "2", "--trainer.max_epochs", "500", "--previews.images", "0"]
+    command = [sys.executable, "-m", "vocseg", *words]
+    settings = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, **settings) as process:
+        last, deadline = run_folder(tmp_path) / "checkpoints" / "last.ckpt", time.monotonic() + 120
+        while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Saved " in err
+    assert "Traceback" not in err
 
 
 def test_a_nan_loss_ends_the_run_and_names_its_photographs(fit, tmp_path):

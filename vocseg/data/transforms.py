@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -202,9 +203,14 @@ def check_only_resizes(transforms: Sequence[Any]) -> None:
             )
 
 
-def one_thread(_worker: int) -> None:
-    """For ``worker_init_fn``: the workers are the parallelism."""
+def prepare_worker(_worker: int) -> None:
+    """For ``worker_init_fn``: one thread, for the workers are the parallelism, and no ear for Ctrl-C and SIGTERM.
+
+    Terminals and schedulers send these to all processes of a run; it is for the main one to end it well.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _plain(value: Any) -> Any:

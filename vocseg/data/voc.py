@@ -22,7 +22,7 @@ from vocseg.data.transforms import (
     check_only_resizes,
     describe_transform,
     make_transforms,
-    one_thread,
+    prepare_worker,
 )
 from vocseg.errors import VocsegError
 
@@ -240,7 +240,7 @@ class VOCDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=one_thread,
+            worker_init_fn=prepare_worker,
             pin_memory=torch.cuda.is_available(),
         )
 
