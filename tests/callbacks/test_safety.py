@@ -33,6 +33,17 @@ class Poison(L.Callback):
 DEMANDING = ["--model.schedule.kind", "cosine", "--data.train_transforms", "crop", "--model.decoder.dropout", "0.2"]
 
 
+SMALL = ["--data.batch_size", "2", "--trainer.max_epochs", "3", "--previews.images", "0", *DEMANDING]
+
+
+@pytest.fixture(scope="module")
+def whole(fit_flags, succeed_in, tmp_path_factory):
+    """What a run without interruption ends with, without worker processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    succeed_in(folder, [*fit_flags, *SMALL])
+    return state_of(folder)
+
+
 @pytest.fixture
 def fit(fit_flags, vocseg, tmp_path, monkeypatch):
     """Fits three epochs of five batches into a folder of its own; returns (exit status, stdout, stderr)."""
@@ -40,8 +51,7 @@ def fit(fit_flags, vocseg, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
     def call(folder, *options):
-        small = ["--data.batch_size", "2", "--trainer.max_epochs", "3", "--previews.images", "0"]
-        words = [*fit_flags, *small, *DEMANDING, "--trainer.default_root_dir", folder, *options]
+        words = [*fit_flags, *SMALL, "--trainer.default_root_dir", folder, *options]
         try:
             return vocseg(*words)
         except SystemExit as end:
@@ -82,26 +92,24 @@ def differences(first, second, path=""):
 @pytest.mark.parametrize(
     ("workers", "epoch", "batch"), [(0, 1, 1), (2, 1, 1), (2, 0, 4)], ids=["inside", "inside, workers", "end, workers"]
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(workers, epoch, batch, fit, tmp_path):
-    """Whatever the number of worker processes: the uninterrupted run has none."""
+def test_a_resumed_run_equals_an_uninterrupted_one(workers, epoch, batch, whole, fit, tmp_path):
+    """Whatever the number of worker processes."""
     options = ["--data.num_workers", workers]
-    assert fit(tmp_path / "whole", "--data.num_workers", "0")[0] == 0
-    assert fit(tmp_path / "parts", *options, *stop_at(epoch, batch))[0] == 130
-    part = torch.load(run_folder(tmp_path / "parts") / "checkpoints" / "last.ckpt", weights_only=True)
+    assert fit(tmp_path, *options, *stop_at(epoch, batch))[0] == 130
+    part = torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
     assert part["global_step"] == epoch * 5 + batch + 1
-    assert fit(tmp_path / "parts", *options, "--ckpt_path", "last")[0] == 0
-    assert not run_folder(tmp_path / "parts", 1).exists()
-    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    assert fit(tmp_path, *options, "--ckpt_path", "last")[0] == 0
+    assert not run_folder(tmp_path, 1).exists()
+    parts = state_of(tmp_path)
     assert differences(whole[0], parts[0]) == []
     assert len(whole[1]) == 3
     assert whole[1] == parts[1]
 
 
-def test_the_comparison_sees_a_draw_that_does_not_follow_from_the_seed(fit, tmp_path, monkeypatch):
+def test_the_comparison_sees_a_draw_that_does_not_follow_from_the_seed(whole, fit, tmp_path, monkeypatch):
     monkeypatch.setattr(StepSeeds, "on_train_batch_start", lambda *args: torch.seed())
-    for folder in ("one", "two"):
-        assert fit(tmp_path / folder, "--trainer.max_epochs", "1")[0] == 0
-    assert differences(state_of(tmp_path / "one")[0], state_of(tmp_path / "two")[0])
+    assert fit(tmp_path)[0] == 0
+    assert differences(whole[0], state_of(tmp_path)[0])
 
 
 def test_sigterm_saves_and_says_how_to_go_on(fit, tmp_path, capsys):
