@@ -89,8 +89,11 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
 
 def _silence() -> None:
     """Silences what is neither ours to mend nor the user's to act upon."""
-    # advertisements of other products
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
+    # advertisements of other products; and that a schedule asked for the length of the run
+    needless = ("Tip:", "Loading `train_dataloader` to estimate")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(words in str(record.msg) for words in needless)
+    )
     # Lightning calls what torch has deprecated
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     # a resumed run goes on in its own folder
