@@ -125,6 +125,21 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint, vocseg, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+def test_every_reading_of_a_checkpoint_is_safe(fit_flags, vocseg, voc_root, monkeypatch):
+    read, safe = torch.load, []
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **kwargs: (safe.append(kwargs.get("weights_only")), read(*args, **kwargs))[1]
+    )
+    assert vocseg(*fit_flags, "--trainer.max_epochs", "1")[0] == 0
+    run = "lightning_logs/quickstart/version_0"
+    assert vocseg(*fit_flags, "--ckpt_path", "last")[0] == 0
+    photograph = voc_root / "VOCdevkit/VOC2007/JPEGImages/test_0000.jpg"
+    for command in (["validate"], ["test"], ["predict", "--data.predict_path", photograph]):
+        assert vocseg(*command, "--ckpt_path", f"{run}/checkpoints/best.ckpt")[0] == 0
+    assert len(safe) >= 8
+    assert set(safe) == {True}
+
+
 HARM = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "harm"]}}
 
 

@@ -183,6 +183,7 @@ class VocsegCLI(LightningCLI):
         """Gives the checkpoint's path back; settles what depends on other settings."""
         settings = self.config[self.subcommand]
         settings.ckpt_path = self._checkpoint
+        settings.weights_only = True  # Lightning's default would unpickle what the file holds
         if not isinstance(settings.seed_everything, bool):
             settings.data.seed = settings.seed_everything  # it may have been chosen only now
         if settings.trainer.limit_val_batches == 0:  # without validation there is no best checkpoint
