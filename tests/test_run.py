@@ -318,6 +318,12 @@ def test_mixed_precision_trains_and_scores(fit_flags, vocseg, tmp_path):
     assert "mIoU" in out
 
 
+def test_the_same_few_batches_can_be_overfitted(fit_flags, vocseg, tmp_path):
+    status, _, err = vocseg(*fit_flags, "--trainer.overfit_batches", "2")
+    assert status == 0, err
+    assert scalars(tmp_path / "lightning_logs" / "quickstart" / "version_0")[-1]["step"] == "4"
+
+
 def test_a_fit_without_validation_keeps_its_last_checkpoint(fit_flags, vocseg, tmp_path):
     status, out, _ = vocseg(*fit_flags, "--trainer.limit_val_batches", 0)
     assert status == 0

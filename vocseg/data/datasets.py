@@ -140,7 +140,8 @@ class ResumableLoader(DataLoader):
         self._yielded = 0
         resumed, self._resumed = self._resumed, {}
         # this part of a generator runs when its first batch is asked for: by then Lightning has set the epoch
-        if resumed.get("epoch") == getattr(self.sampler, "epoch", None):
+        # (and with overfit_batches it has put a sampler without epochs in the place of ours)
+        if resumed and resumed["epoch"] == getattr(self.sampler, "epoch", None):
             self._yielded = resumed["batches"]
             self.sampler.start = resumed["batches"] * self.batch_size
         for batch in super().__iter__():
