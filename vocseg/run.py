@@ -191,7 +191,7 @@ class VocsegCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Records the config's description of the components: it knows those of strangers' classes, too."""
-        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]["model"]
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]["model"]
         self.model.save_hyperparameters({**dumped, "class_names": self.model.class_names})
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

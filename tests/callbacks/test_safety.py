@@ -141,7 +141,7 @@ def test_a_signal_to_all_processes_of_a_run_is_survived_by_its_workers(fit_flags
 def test_a_nan_loss_ends_the_run_and_names_its_photographs(fit, tmp_path):
     status, _, err = fit(tmp_path, "--trainer.callbacks", "stopper.Poison")
     assert status == 1
-    assert "loss is nan in epoch 1, batch 2. Its photographs: train_" in err
+    assert "loss is nan in step 8 (epoch 1, batch 2). Its photographs: train_" in err
     last = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
     assert f"The last good checkpoint: {last}" in err
     kept = torch.load(last, weights_only=True)

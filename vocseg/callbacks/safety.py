@@ -113,7 +113,7 @@ class FiniteLoss(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[Tensor, Any, int, int] | None = None
+        self._pending: tuple[Tensor, Any, str] | None = None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -128,7 +128,8 @@ class FiniteLoss(L.Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             indices = batch.get("index") if isinstance(batch, dict) else None
-            self._pending = (loss.detach(), indices, trainer.current_epoch, batch_idx)
+            where = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch_idx})"
+            self._pending = (loss.detach(), indices, where)
         if trainer.is_last_batch:
             self._look(trainer)
 
@@ -143,14 +144,13 @@ class FiniteLoss(L.Callback):
     def _look(self, trainer: L.Trainer) -> None:
         if self._pending is None:
             return
-        (loss, indices, epoch, batch_idx), self._pending = self._pending, None
+        (loss, indices, where), self._pending = self._pending, None
         if torch.isfinite(loss):
             return
         samples = getattr(trainer.train_dataloader.dataset, "samples", None)
         names = [samples[int(index)].image.name for index in indices] if samples and indices is not None else []
         photographs = f" Its photographs: {', '.join(names)}." if names else ""
-        where = f"The training loss is {float(loss)} in epoch {epoch}, batch {batch_idx}."
-        raise VocsegError(f"{where}{photographs} {_what_to_do(trainer)}")
+        raise VocsegError(f"The training loss is {float(loss)} in {where}.{photographs} {_what_to_do(trainer)}")
 
 
 def _what_to_do(trainer: L.Trainer) -> str:
