@@ -64,9 +64,10 @@ def ended(process: int) -> int | None:
 
 def disturbed(process: int, folder: Path, inside: bool, delay: float) -> str:
     """Kills the process group after ``delay`` seconds, or then inside the next writing of a checkpoint."""
-    begun = time.monotonic()
+    begun, parts = time.monotonic(), folder / RUN / "checkpoints"
+    left = {part: part.stat().st_mtime_ns for part in parts.glob("*.part")}  # by the kill before
     while (status := ended(process)) is None:
-        writing = any((folder / RUN / "checkpoints").glob("*.part"))
+        writing = any(modified(part) not in (None, left.get(part)) for part in parts.glob("*.part"))
         if time.monotonic() - begun > delay and (writing or not inside):
             os.killpg(process, signal.SIGKILL)
             os.waitpid(process, 0)
@@ -75,6 +76,14 @@ def disturbed(process: int, folder: Path, inside: bool, delay: float) -> str:
     if status:
         raise AssertionError(f"the fit failed: see {folder / 'log.txt'}")
     return "finished"
+
+
+def modified(path: Path) -> int | None:
+    """When the file was written to; None if it has been moved by now."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def outcome(folder: Path) -> tuple[dict, list]:

@@ -53,9 +53,10 @@ class WholeFileIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch wraps what the file raises
             part.unlink(missing_ok=True)
             before = "the checkpoint before it is whole" if path.exists() else "there was none before it"
+            resumable = path.with_name("last.ckpt").exists()
+            then = "go on with vocseg fit ... --ckpt_path last" if resumable else "begin again"
             raise VocsegError(
-                f"The checkpoint {path} could not be written: {_reason(error)}; {before}. Make room, and go on with "
-                "vocseg fit ... --ckpt_path last"
+                f"The checkpoint {path} could not be written: {_reason(error)}; {before}. Make room, and {then}."
             ) from error
 
 

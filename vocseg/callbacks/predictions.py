@@ -107,8 +107,8 @@ class PredictionWriter(BasePredictionWriter):
         if self.contact_sheet:
             thumbnail = Image.fromarray(mixed)
             thumbnail.thumbnail(THUMBNAIL)
-            found = ", ".join(entry for entry, _ in legend_of([labels], class_names)[1:]) or class_names[0]
-            caption = f"{Path(path).name}: {found}"
+            found = [entry for entry, _ in legend_of([labels], class_names) if entry != class_names[0]]
+            caption = f"{Path(path).name}: {', '.join(found) or class_names[0]}"
             self._shown.append((path, html.picture(np.array(thumbnail), caption, kind="JPEG")))
 
 
