@@ -154,6 +154,23 @@ def test_no_class_but_a_components_is_made(role, harm, checkpoint, vocseg, tmp_p
     assert not (tmp_path / "harm").exists()
 
 
+def test_no_class_is_made_for_a_setting_without_a_type(checkpoint, vocseg, tmp_path, monkeypatch):
+    (tmp_path / "untyped_net.py").write_text(
+        "from vocseg import StridedEncoder\n\n\nclass Net(StridedEncoder):\n"
+        "    def __init__(self, anything=None):\n        super().__init__(widths=[4, 8])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    described = {"class_path": "untyped_net.Net", "init_args": {"anything": HARM}}
+    checkpoint[SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY]["backbone"] = described
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    status, _, err = vocseg("test", "--ckpt_path", "x.ckpt")
+    assert status == 1
+    assert "not built" in err
+    with pytest.raises(VocsegError, match="not built"):
+        SegmentationTask.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    assert not (tmp_path / "harm").exists()
+
+
 @pytest.mark.parametrize("transforms", [[HARM], [{"class_path": "Compose", "init_args": {"transforms": [HARM]}}]])
 def test_no_class_but_a_transform_is_made(transforms, checkpoint, vocseg, tmp_path):
     checkpoint["datamodule_hyper_parameters"]["eval_transforms"] = transforms

@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import set_parsing_settings
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -60,8 +59,6 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         VocsegError: a mistake in the options, configs, data or checkpoint.
     """
     _silence()
-    # a setting of any type must not make whatever class a config, or a stranger's checkpoint, names there
-    set_parsing_settings(instantiate_subclass_spec_in_any=False)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a config can name classes of the folder it is used in
     try:

@@ -103,6 +103,19 @@ def test_broken_files_are_named(tree, case):
         check_samples(read_split(tree, "train"), 21, keep=False)
 
 
+def test_no_damaged_mask_is_read(tmp_path):
+    """Whichever byte of the pixels is damaged: some damage only the file's check sums tell."""
+    labels = np.zeros((60, 80), np.uint8)
+    labels[10:50, 20:60] = 5
+    path = tmp_path / "a.png"
+    save_mask(path, labels)
+    sound = path.read_bytes()
+    for place in range(sound.index(b"IDAT") + 4, sound.index(b"IEND") - 4):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        with pytest.raises(VocsegError, match=r"a\.png cannot be read"):
+            read_mask(path)
+
+
 def test_many_broken_files_are_counted(tree):
     (tree / "ImageSets/Segmentation/train.txt").write_text("".join(f"x{i}\n" for i in range(8)))
     with pytest.raises(VocsegError, match="3 more broken files"):
