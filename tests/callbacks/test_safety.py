@@ -122,6 +122,13 @@ def test_sigterm_saves_and_says_how_to_go_on(fit, tmp_path, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_second_ctrl_c_ends_at_once(fit, tmp_path):
+    twice = stop_at(1, 2)[1].strip("[]")
+    assert fit(tmp_path, "--trainer.callbacks", f"[{twice}, {twice}]")[0] != 0
+    last = torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 5  # of the epoch before
+
+
 def test_a_signal_to_all_processes_of_a_run_is_survived_by_its_workers(fit_flags, tmp_path):
     """As a terminal's Ctrl-C and a scheduler send it."""
     words = [*fit_flags, "--data.num_workers", "2", "--trainer.max_epochs", "500", "--previews.images", "0"]

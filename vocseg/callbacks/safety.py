@@ -1,5 +1,6 @@
 """What keeps a long run from being lost: draws that do not depend on the past, clean interruption, an end to nan."""
 
+import os
 import random
 import signal
 import sys
@@ -93,7 +94,8 @@ class Interruption(L.Callback):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        sys.stderr.write("\nInterrupted: saving a checkpoint after this step. Ctrl-C again: not even that.\n")
+        # not sys.stderr: the signal may have come in the middle of its writing, which must not be entered twice
+        os.write(2, b"\nInterrupted: saving a checkpoint after this step. Ctrl-C again: not even that.\n")
 
     def _wanted(self, trainer: L.Trainer) -> bool:
         """Whether any process was told to end: all must end after the same step."""
