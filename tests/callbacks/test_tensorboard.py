@@ -1,6 +1,7 @@
 """What a real run writes for TensorBoard, read back with its own EventAccumulator."""
 
 import io
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -14,7 +15,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.data import DataLoader, TensorDataset
 
 from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
-from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures, covering
+from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures, covering, draws_now
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +114,31 @@ def test_without_tensorboard_they_are_quiet(tmp_path):
 
 
 def test_they_can_be_switched_off(tmp_path):
-    fit_stranger(tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [MaskPreviews(0), ScoreFigures(0)])
+    fit_stranger(
+        tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [MaskPreviews(0), MaskPreviews(2, 0), ScoreFigures(0)]
+    )
     assert EventAccumulator(str(tmp_path / "a" / "b")).Reload().Tags()["images"] == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "between", "wanted", "pictures"),
+    [
+        *((40, 1, None, 40), (200, 1, None, 50), (1000, 1, None, 50), (100, 5, None, 20), (1000, 5, None, 50)),
+        *((-1, 1, None, 300), (200, 1, 2, 100), (200, 1, 0, 0)),
+    ],
+)
+def test_a_long_run_draws_no_more_than_a_page_shows(epochs, between, wanted, pictures, tmp_path):
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), sanity_checking=False, loggers=[TensorBoardLogger(tmp_path)]
+    )
+    trainer.is_global_zero, trainer.fast_dev_run = True, False
+    trainer.max_epochs, trainer.check_val_every_n_epoch = epochs, between
+    drawn = 0
+    for trainer.current_epoch in range(between - 1, epochs if epochs > 0 else 300, between):
+        drawn += draws_now(trainer, wanted)
+    assert drawn == pictures
+    trainer.state.fn = "validate"
+    assert draws_now(trainer, wanted) == (wanted != 0)
 
 
 def test_images_are_chosen_to_cover_the_classes():

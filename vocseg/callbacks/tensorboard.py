@@ -3,6 +3,7 @@
 All of it is quiet when the run does not log to TensorBoard, and done by the first process alone.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from vocseg.drawing import as_array, coloured, confusion_figure, errors, iou_fig
 
 CHARTS = {"loss": ["train/loss", "val/loss"], "mIoU": ["val/miou", "test/miou"]}
 METRICS = ("val/miou", "test/miou")
+PICTURES = 50
+"""As many of a kind in a run as a page can usefully show."""
 
 
 class Charts(L.Callback):
@@ -46,10 +49,10 @@ class MaskPreviews(L.Callback):
 
     Args:
         images: how many; 0 for none.
-        every_n_epochs: only after every n-th epoch, and after ``validate``.
+        every_n_epochs: only after every n-th epoch, and after ``validate``; 0 for never; None: about 50 times a run.
     """
 
-    def __init__(self, images: int = 4, every_n_epochs: int = 1) -> None:
+    def __init__(self, images: int = 4, every_n_epochs: int | None = None) -> None:
         self.images, self.every_n_epochs = images, every_n_epochs
         self._wanted: list[int] | None = None
         self._drawn: dict[int, tuple[np.ndarray, ...]] = {}
@@ -87,9 +90,7 @@ class MaskPreviews(L.Callback):
         writer_of(trainer).add_image("val/previews", picture, steps_of(pl_module), dataformats="HWC")
 
     def _due(self, trainer: L.Trainer) -> bool:
-        fits = trainer.state.fn == "fit"
-        epoch = not fits or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        return self.images > 0 and epoch and not trainer.sanity_checking and writer_of(trainer) is not None
+        return self.images > 0 and draws_now(trainer, self.every_n_epochs)
 
     def _choose(self, trainer: L.Trainer) -> list[int]:
         dataset = _dataset(trainer)
@@ -106,17 +107,15 @@ class ScoreFigures(L.Callback):
     """Draws the confusion matrix and each class's IoU after validation and test.
 
     Args:
-        every_n_epochs: only after every n-th epoch, and after ``validate`` and ``test``; 0 for never.
+        every_n_epochs: only after every n-th epoch, and after ``validate`` and ``test``; 0 for never; None: about 50
+            times a run.
     """
 
-    def __init__(self, every_n_epochs: int = 1) -> None:
+    def __init__(self, every_n_epochs: int | None = None) -> None:
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws those of ``val``."""
-        fits = trainer.state.fn == "fit"
-        if fits and (self.every_n_epochs == 0 or (trainer.current_epoch + 1) % self.every_n_epochs):
-            return
         self._draw(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -124,8 +123,7 @@ class ScoreFigures(L.Callback):
         self._draw(trainer, pl_module, "test")
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        writer = writer_of(trainer)
-        if writer is None or trainer.sanity_checking or self.every_n_epochs == 0:
+        if not draws_now(trainer, self.every_n_epochs):
             return
         result, names, step = pl_module.results[stage], pl_module.class_names, steps_of(pl_module)
         figures = {
@@ -133,7 +131,24 @@ class ScoreFigures(L.Callback):
             "iou": iou_figure({stage: result.iou}, names, f"mIoU {result.miou:.4f}"),
         }
         for name, figure in figures.items():
-            writer.add_image(f"{stage}/{name}", as_array(figure, dpi=80), step, dataformats="HWC")
+            writer_of(trainer).add_image(f"{stage}/{name}", as_array(figure, dpi=80), step, dataformats="HWC")
+
+
+def draws_now(trainer: L.Trainer, every_n_epochs: int | None) -> bool:
+    """Whether this validation, or test, draws pictures.
+
+    Args:
+        trainer: the trainer.
+        every_n_epochs: 0: never; None: so often that the event file of a long run does not grow without end.
+    """
+    if every_n_epochs == 0 or trainer.sanity_checking or writer_of(trainer) is None:
+        return False
+    if trainer.state.fn != "fit":
+        return True
+    if every_n_epochs is None:
+        between = trainer.check_val_every_n_epoch or 1
+        every_n_epochs = between * max(math.ceil((trainer.max_epochs or 0) / between / PICTURES), 1)
+    return (trainer.current_epoch + 1) % every_n_epochs == 0
 
 
 def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
