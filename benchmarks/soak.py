@@ -74,7 +74,7 @@ def draw(lines: list[dict[str, float]], path: Path) -> None:
     figure, plots = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), layout="constrained")
     for name, plot in zip(names, plots, strict=True):
         plot.plot([line["epoch"] for line in lines], [line[name] for line in lines])
-        plot.set(title=name, xlabel="epoch", ylim=(0, None))
+        plot.set(title=name, xlabel="epoch", ylim=(0, 1.1 * max(line[name] for line in lines)))
         plot.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
 

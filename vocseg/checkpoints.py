@@ -98,6 +98,13 @@ def run_folder_of(checkpoint: str) -> Path | None:
     return folder.parent if folder.name == "checkpoints" else None
 
 
+def saved_configs(run_folder: Path) -> list[Path]:
+    """``config.yaml`` of a run and, in their order, those of resumptions that changed a setting."""
+    first = run_folder / "config.yaml"
+    later = sorted(run_folder.glob("config_*.yaml"), key=lambda path: (len(path.name), path.name))
+    return [first, *later] if first.is_file() else later
+
+
 def last_unfinished(logs: Path, name: str, max_epochs: int | None, max_steps: int = -1) -> Path:
     """The last checkpoint of the newest run that was interrupted.
 
@@ -127,11 +134,8 @@ def last_unfinished(logs: Path, name: str, max_epochs: int | None, max_steps: in
         if more_epochs and more_steps and not _stopped_early(checkpoint):
             return path
     raise VocsegError(
-        f"Every run {name!r} in {logs} is finished; the newest has trained {epochs} epochs. To train it further: "
-        f"--ckpt_path {found[0]} and a greater --trainer.max_epochs."
-        if len(found) == 1
-        else f"All {len(found)} runs {name!r} in {logs} are finished. To train one further: --ckpt_path {found[0]} and "
-        "a greater --trainer.max_epochs."
+        f"Every run {name!r} in {logs} has trained as long as it shall ({len(found)} of them). To train the newest "
+        f"further: --ckpt_path {found[0]} and a greater --trainer.max_epochs (or max_steps)."
     )
 
 

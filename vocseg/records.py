@@ -1,8 +1,9 @@
 """What stays of a run: a small folder that says how it was made and from which every figure can be derived again.
 
-``record.json`` (how and with what it was trained, and its figures), ``config.yaml`` (all settings), ``metrics.csv``
-(the scalars of each epoch), ``matrices.npz`` (the count matrix of every image of val and test, at its own size and at
-224x224) and ``masks/`` (a few predicted test masks).
+``record.json`` (how and with what it was trained, and its figures), ``config.yaml`` (all settings; ``config_1.yaml``
+and so on: those of resumptions that changed some), ``metrics.csv`` (the scalars of each epoch), ``matrices.npz`` (the
+count matrix of every image of val and test, at its own size and at 224x224) and ``masks/`` (a few predicted test
+masks).
 """
 
 import json
@@ -25,6 +26,7 @@ import vocseg
 from vocseg.callbacks.history import read_lines, write_lines
 from vocseg.callbacks.predictions import save_mask
 from vocseg.callbacks.results import result_record
+from vocseg.checkpoints import saved_configs
 from vocseg.errors import VocsegError
 from vocseg.metrics import Result
 
@@ -77,8 +79,9 @@ def write_record(
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     (part / "masks").mkdir(parents=True)
-    config = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))
-    (part / "config.yaml").write_text(yaml.safe_dump(_without_own_paths(config), sort_keys=False), encoding="utf-8")
+    for path in saved_configs(run_folder):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        (part / path.name).write_text(yaml.safe_dump(_without_own_paths(config), sort_keys=False), encoding="utf-8")
     lines = read_lines(run_folder / "metrics.csv")
     counts = {"epoch", "step"}
     rounded = [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vocseg import html
 from vocseg.callbacks.history import read_lines
+from vocseg.checkpoints import saved_configs
 from vocseg.data.files import read_image, read_mask
 from vocseg.drawing import (
     as_array,
@@ -39,14 +40,14 @@ class Run:
 
     Attributes:
         folder: ``lightning_logs/<name>/version_N``.
-        config: all settings; empty where they are gone.
+        configs: all settings, and those of each resumption that changed some; none where they are gone.
         lines: scalars of each epoch; none where it never finished one.
         test: figures of ``test.json``; None where it was never tested.
         matrices: int64 [N, C+1, C] of the test images.
     """
 
     folder: Path
-    config: dict[str, Any]
+    configs: list[dict[str, Any]]
     lines: list[dict[str, float]]
     test: dict[str, Any] | None
     matrices: Tensor | None
@@ -119,10 +120,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         VocsegError: a file of it is broken.
     """
-    config, lines, test, matrices = {}, [], None, None
+    configs, lines, test, matrices = [], [], None, None
     try:
-        if (folder / "config.yaml").is_file():
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in saved_configs(folder)]
         if (folder / "metrics.csv").is_file():
             lines = read_lines(folder / "metrics.csv")
         if (folder / "test.json").is_file() and (folder / "test.npz").is_file():
@@ -131,7 +131,7 @@ def read_run(folder: Path) -> Run:
                 matrices = torch.from_numpy(file["matrices"])
     except Exception as error:  # numpy, zipfile, json and yaml raise half a dozen kinds
         raise VocsegError(f"The run {folder} cannot be read: {' '.join(str(error).split())}") from error
-    return Run(folder, config, lines, test, matrices)
+    return Run(folder, configs, lines, test, matrices)
 
 
 def _comparison(runs: Sequence[Run], folder: Path) -> list[str]:
@@ -190,8 +190,9 @@ def _run(run: Run, folder: Path, prefix: str, problems: list[str]) -> list[str]:
         body += ["<h3>Test, class by class</h3>", html.table(("class", "IoU", f"all {names[0]}"), rows)]
         body.append(_figure(confusion_figure(summed.numpy(), names), folder / f"{prefix}_confusion.png"))
         body += _examples(run, folder, prefix, problems)
-    if run.config:
-        body.append(f"<h3>Settings</h3><pre>{html.text(yaml.safe_dump(run.config, sort_keys=False))}</pre>")
+    for place, config in enumerate(run.configs):
+        title = f"Settings of resumption {place}" if place else "Settings"
+        body.append(f"<h3>{title}</h3><pre>{html.text(yaml.safe_dump(config, sort_keys=False))}</pre>")
     return body
 
 

@@ -36,7 +36,14 @@ from vocseg.callbacks import (
     StepSeeds,
     TestMasks,
 )
-from vocseg.checkpoints import LOGS, WholeFileIO, checkpoint_settings, last_unfinished, run_folder_of
+from vocseg.checkpoints import (
+    LOGS,
+    WholeFileIO,
+    checkpoint_settings,
+    last_unfinished,
+    run_folder_of,
+    saved_configs,
+)
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
@@ -283,9 +290,18 @@ class SaveFitConfig(SaveConfigCallback):
     """Saves the config of a fit; a later test in the same folder must not overwrite it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves the config when a fit begins; a resumed one has it already."""
-        saved = Path(trainer.log_dir or ".") / self.config_filename
-        if stage == "fit" and not trainer.strategy.broadcast(saved.exists()):
+        """Saves the config when a fit begins: ``config.yaml``; what a resumed one changes in ``config_1.yaml``, ..."""
+        if stage != "fit":
+            return
+        saved = saved_configs(Path(trainer.log_dir or "."))
+        known = [{**yaml.safe_load(path.read_text(encoding="utf-8")), "ckpt_path": None} for path in saved[-1:]]
+        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        name = (
+            None if [{**now, "ckpt_path": None}] == known else f"config_{len(saved)}.yaml" if saved else "config.yaml"
+        )
+        name = trainer.strategy.broadcast(name)
+        if name is not None:
+            self.config_filename = name
             super().setup(trainer, pl_module, stage)
 
 

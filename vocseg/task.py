@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
@@ -96,6 +97,7 @@ class SegmentationTask(L.LightningModule):
         self.to(memory_format=self.memory_format)
         self.results: dict[str, Result] = {}
         self.predict_probabilities = False
+        self._group_settings: list[dict[str, Any]] = []
         self._loaded_steps = 0
         self._data_settings: dict[str, Any] = {}
         self.train_loss = MeanMetric()
@@ -222,7 +224,20 @@ class SegmentationTask(L.LightningModule):
         if not groups:
             raise VocsegError("Nothing is left to train: backbone and decoder are both frozen.")
         optimizer = self.optimizer(groups)
+        self._group_settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": self.schedule.attach(optimizer, self.trainer)}
+
+    def on_train_start(self) -> None:
+        """Gives a resumed optimizer the rates and the rest that are wanted now: its checkpoint may know others."""
+        schedule = self.lr_schedulers()
+        if self.trainer.ckpt_path is None or not self._group_settings or not isinstance(schedule, LambdaLR):
+            return
+        for place, wanted in enumerate(self._group_settings):
+            rate = wanted["lr"] * schedule.lr_lambdas[place](schedule.last_epoch)  # as the schedule itself reckons it
+            schedule.optimizer.param_groups[place].update({**wanted, "lr": rate, "initial_lr": wanted["lr"]})
+            schedule.base_lrs[place] = wanted["lr"]
 
     @property
     def trained_steps(self) -> int:
@@ -245,7 +260,19 @@ class SegmentationTask(L.LightningModule):
                 f"The checkpoint was trained on {len(recorded)} classes ({_some(recorded)}), but the data has "
                 f"{len(self.class_names)} ({_some(self.class_names)})."
             )
+        self._check_optimizer((checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("optimizer"))
         check_fits(checkpoint["state_dict"], self.state_dict(), "The checkpoint", "the network as configured")
+
+    def _check_optimizer(self, recorded: dict[str, Any] | None) -> None:
+        """Refuses to go on with the state of another optimizer."""
+        described = [each.get("class_path") if each else None for each in (recorded, self.hparams.get("optimizer"))]
+        before, now = (path or f"{torch.optim.Adam.__module__}.Adam" for path in described)
+        resumes = self._trainer is not None and self._trainer.state.fn == "fit"
+        if resumes and before.rpartition(".")[2] != now.rpartition(".")[2]:
+            raise VocsegError(
+                f"The checkpoint was trained with {before}, but the configured optimizer is {now}: a resumed run goes "
+                "on with its own."
+            )
 
     def _count_classes(self) -> None:
         # counted by one process for all

@@ -106,6 +106,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(workers, epoch, batch, whole,
     assert whole[1] == parts[1]
 
 
+def test_what_a_resumption_changes_counts_and_is_written_down(fit, tmp_path):
+    optimizer = ["--model.optimizer.lr", "0", "--model.optimizer.weight_decay", "0.1"]
+    assert fit(tmp_path, "--trainer.max_epochs", "1")[0] == 0
+    before = torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    resumed = ["--ckpt_path", "last", *optimizer]
+    assert fit(tmp_path, *resumed, "--trainer.max_epochs", "2")[0] == 0
+    assert fit(tmp_path, *resumed, "--trainer.max_epochs", "3")[0] == 0
+    assert fit(tmp_path, "--ckpt_path", run_folder(tmp_path) / "checkpoints" / "last.ckpt", *optimizer)[0] == 0
+    after = torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = [name for name in before if "running_" not in name and "num_batches" not in name]
+    assert all(torch.equal(before[name], after["state_dict"][name]) for name in kept)
+    assert {group["weight_decay"] for group in after["optimizer_states"][0]["param_groups"]} == {0.1}
+    rates = [float(line["lr-AdamW/backbone"]) for line in state_of(tmp_path)[1]]
+    assert rates[0] > 0
+    assert rates[1:] == [0, 0]
+    written = sorted(path.name for path in run_folder(tmp_path).glob("*.yaml"))
+    assert written == ["config.yaml", "config_1.yaml", "config_2.yaml", "hparams.yaml"]  # the last one changed nothing
+
+
+def test_another_optimizer_cannot_go_on(fit, tmp_path):
+    assert fit(tmp_path, "--trainer.max_epochs", "1")[0] == 0
+    status, _, err = fit(tmp_path, "--ckpt_path", "last", "--model.optimizer", "SGD", "--model.optimizer.lr", "0.1")
+    assert status == 1
+    assert "trained with torch.optim.AdamW, but the configured optimizer is torch.optim.SGD" in err
+
+
 def test_the_comparison_sees_a_draw_that_does_not_follow_from_the_seed(whole, fit, tmp_path, monkeypatch):
     monkeypatch.setattr(StepSeeds, "on_train_batch_start", lambda *args: torch.seed())
     assert fit(tmp_path)[0] == 0
@@ -163,7 +189,7 @@ def test_last_without_an_unfinished_run_is_an_error(fit, tmp_path):
     assert fit(tmp_path, "--trainer.max_epochs", "1")[0] == 0
     status, _, err = fit(tmp_path, "--ckpt_path=last", "--trainer.max_epochs", "1")
     assert status == 1
-    assert "is finished" in err
+    assert "Every run 'quickstart'" in err
     assert fit(tmp_path, "--ckpt_path=last", "--trainer.max_epochs", "2")[0] == 0
     assert len(state_of(tmp_path)[1]) == 2
     assert os.listdir(tmp_path / "lightning_logs" / "quickstart") == ["version_0"]

@@ -54,6 +54,8 @@ class History(L.Callback):
             if name not in stale and (self._validated or not name.startswith("val/"))
         }
         seconds = round(time.monotonic() - self._started, 2)
+        # --trainer.max_steps may have ended this epoch before, inside it
+        self.lines = [line for line in self.lines if line["epoch"] != trainer.current_epoch]
         self.lines.append(
             {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": seconds, **self._rates, **kept}
         )
