@@ -291,18 +291,28 @@ class SaveFitConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Saves the config when a fit begins: ``config.yaml``; what a resumed one changes in ``config_1.yaml``, ..."""
-        if stage != "fit":
+        if stage != "fit" or not trainer.loggers:  # without a logger there is no run folder
             return
-        saved = saved_configs(Path(trainer.log_dir or "."))
-        known = [{**yaml.safe_load(path.read_text(encoding="utf-8")), "ckpt_path": None} for path in saved[-1:]]
-        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        name = (
-            None if [{**now, "ckpt_path": None}] == known else f"config_{len(saved)}.yaml" if saved else "config.yaml"
-        )
-        name = trainer.strategy.broadcast(name)
-        if name is not None:
-            self.config_filename = name
-            super().setup(trainer, pl_module, stage)
+        saved = trainer.strategy.broadcast(saved_configs(Path(trainer.log_dir or ".")))
+        if saved:
+            before = _flat(yaml.safe_load(saved[-1].read_text(encoding="utf-8")))
+            now = _flat(yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
+            names = [name for name in {**before, **now} if before.get(name) != now.get(name) and name != "ckpt_path"]
+            if not names:
+                return
+            self.config_filename = f"config_{len(saved)}.yaml"
+            if trainer.is_global_zero:
+                changes = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
+                sys.stderr.write(f"Settings that differ from before, kept in {self.config_filename}: {changes}\n")
+        super().setup(trainer, pl_module, stage)
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(settings, dict) or not settings:
+        return {prefix.removesuffix("."): settings}
+    parts = (_flat(value, f"{prefix}{name}.") for name, value in settings.items())
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _resolve_configs(options: list[str]) -> list[str]:

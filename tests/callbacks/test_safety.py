@@ -111,7 +111,9 @@ def test_what_a_resumption_changes_counts_and_is_written_down(fit, tmp_path):
     assert fit(tmp_path, "--trainer.max_epochs", "1")[0] == 0
     before = torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     resumed = ["--ckpt_path", "last", *optimizer]
-    assert fit(tmp_path, *resumed, "--trainer.max_epochs", "2")[0] == 0
+    status, _, err = fit(tmp_path, *resumed, "--trainer.max_epochs", "2")
+    assert status == 0
+    assert "config_1.yaml: trainer.max_epochs 1 -> 2, model.optimizer.init_args.lr 0.003 -> 0.0, " in err
     assert fit(tmp_path, *resumed, "--trainer.max_epochs", "3")[0] == 0
     assert fit(tmp_path, "--ckpt_path", run_folder(tmp_path) / "checkpoints" / "last.ckpt", *optimizer)[0] == 0
     after = torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
