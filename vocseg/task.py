@@ -214,13 +214,7 @@ class SegmentationTask(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer over what trains, the backbone in a group of its own, and the schedule."""
-        groups = []
-        for name, module in (("backbone", self.backbone), ("decoder", self.decoder), ("loss", self.loss)):
-            parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            if parameters:
-                groups.append({"params": parameters, "name": name})
-                if name == "backbone" and self.backbone_lr is not None:
-                    groups[-1]["lr"] = self.backbone_lr
+        groups = self._groups()
         if not groups:
             raise VocsegError("Nothing is left to train: backbone and decoder are both frozen.")
         optimizer = self.optimizer(groups)
@@ -260,18 +254,40 @@ class SegmentationTask(L.LightningModule):
                 f"The checkpoint was trained on {len(recorded)} classes ({_some(recorded)}), but the data has "
                 f"{len(self.class_names)} ({_some(self.class_names)})."
             )
-        self._check_optimizer((checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("optimizer"))
         check_fits(checkpoint["state_dict"], self.state_dict(), "The checkpoint", "the network as configured")
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._check_optimizer(checkpoint)
 
-    def _check_optimizer(self, recorded: dict[str, Any] | None) -> None:
-        """Refuses to go on with the state of another optimizer."""
-        described = [each.get("class_path") if each else None for each in (recorded, self.hparams.get("optimizer"))]
-        before, now = (path or f"{torch.optim.Adam.__module__}.Adam" for path in described)
-        resumes = self._trainer is not None and self._trainer.state.fn == "fit"
-        if resumes and before.rpartition(".")[2] != now.rpartition(".")[2]:
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups: of each part what trains, if anything does."""
+        groups = []
+        for name, module in (("backbone", self.backbone), ("decoder", self.decoder), ("loss", self.loss)):
+            parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            if parameters:
+                groups.append({"params": parameters, "name": name})
+                if name == "backbone" and self.backbone_lr is not None:
+                    groups[-1]["lr"] = self.backbone_lr
+        return groups
+
+    def _check_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with the state of another optimizer, or of other parameters."""
+        described = (checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}, self.hparams)
+        paths = [(each.get("optimizer") or {}).get("class_path", "torch.optim.Adam") for each in described]
+        if paths[0].rpartition(".")[2] != paths[1].rpartition(".")[2]:
             raise VocsegError(
-                f"The checkpoint was trained with {before}, but the configured optimizer is {now}: a resumed run goes "
-                "on with its own."
+                f"The checkpoint was trained with {paths[0]}, but the configured optimizer is {paths[1]}: a resumed "
+                "run goes on with its own."
+            )
+        trained = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
+        before, now = (
+            ", ".join(f"{group.get('name')} {len(group['params'])}" for group in groups)
+            for groups in (trained, self._groups())
+        )
+        ours = trained and all("name" in group for group in trained)  # not those of a subclass, or of a callback
+        if ours and before != now:
+            raise VocsegError(
+                f"The checkpoint was training other parameters ({before}) than are to be trained now ({now}): what is "
+                "frozen stays so in a resumed run."
             )
 
     def _count_classes(self) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,6 +126,21 @@ def test_what_a_resumption_changes_counts_and_is_written_down(fit, tmp_path):
     assert rates[1:] == [0, 0]
     written = sorted(path.name for path in run_folder(tmp_path).glob("*.yaml"))
     assert written == ["config.yaml", "config_1.yaml", "config_2.yaml", "hparams.yaml"]  # the last one changed nothing
+
+
+def test_what_trains_cannot_change_in_a_resumed_run(fit, tmp_path):
+    backbone = [
+        "--model.backbone",
+        "MobileNetV2",
+        "--model.backbone.weights",
+        "null",
+        "--trainer.limit_val_batches",
+        "1",
+    ]
+    assert fit(tmp_path, *backbone, "--trainer.max_epochs", "1")[0] == 0
+    status, _, err = fit(tmp_path, *backbone, "--ckpt_path", "last", "--model.backbone.freeze", "true")
+    assert status == 1
+    assert re.search(r"training other parameters \(backbone \d+, decoder (\d+)\) .* now \(decoder \1\)", err)
 
 
 def test_another_optimizer_cannot_go_on(fit, tmp_path):
