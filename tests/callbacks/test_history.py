@@ -6,7 +6,7 @@ from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
 from vocseg.callbacks.history import History, read_lines, write_lines
 
 
-def fit(folder, epochs, ckpt_path=None, steps=-1):
+def fit(folder, epochs, ckpt_path=None):
     task = SegmentationTask(StridedEncoder(widths=(4,)), SkipDecoder, ["background", "a"])
     generator = torch.Generator().manual_seed(0)
     masks = torch.randint(0, 2, (4, 8, 8), generator=generator)
@@ -16,7 +16,6 @@ def fit(folder, epochs, ckpt_path=None, steps=-1):
         logger=L.pytorch.loggers.TensorBoardLogger(folder, name="a", version="b"),
         callbacks=[History(), L.pytorch.callbacks.ModelCheckpoint(folder, "last", save_on_train_epoch_end=True)],
         max_epochs=epochs,
-        max_steps=steps,
         check_val_every_n_epoch=2,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -39,12 +38,6 @@ def test_a_resumed_run_keeps_the_lines_before(tmp_path):
     after = fit(tmp_path, 4, ckpt_path=tmp_path / "last.ckpt")
     assert after[:2] == before
     assert [line["epoch"] for line in after] == [0, 1, 2, 3]
-
-
-def test_an_epoch_that_max_steps_cut_short_has_one_line(tmp_path):
-    assert [line["step"] for line in fit(tmp_path, 2, steps=3)] == [2, 3]
-    after = fit(tmp_path, 2, ckpt_path=tmp_path / "last.ckpt")
-    assert [(line["epoch"], line["step"]) for line in after] == [(0, 2), (1, 4)]
 
 
 def test_lines_with_unlike_figures_come_back_as_they_were(tmp_path):

@@ -107,6 +107,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(workers, epoch, batch, whole,
     assert whole[1] == parts[1]
 
 
+def test_an_epoch_that_max_steps_cut_short_goes_on(fit, tmp_path):
+    assert fit(tmp_path, "--trainer.max_steps", "4")[0] == 0
+    assert [line["step"] for line in state_of(tmp_path)[1]] == ["4"]
+    assert fit(tmp_path, "--ckpt_path", "last", "--trainer.max_steps", "7")[0] == 0
+    assert [(line["epoch"], line["step"]) for line in state_of(tmp_path)[1]] == [("0", "5"), ("1", "7")]
+
+
 def test_what_a_resumption_changes_counts_and_is_written_down(fit, tmp_path):
     optimizer = ["--model.optimizer.lr", "0", "--model.optimizer.weight_decay", "0.1"]
     assert fit(tmp_path, "--trainer.max_epochs", "1")[0] == 0
