@@ -96,10 +96,13 @@ def test_extreme_logits_give_finite_losses_and_gradients(gamma, scale, batch):
 
 def test_under_mixed_precision_the_loss_is_computed_in_float32(batch):
     logits, mask = batch
-    with torch.autocast("cpu", torch.bfloat16):
-        value = FocalLoss(2, WEIGHTS)(logits.bfloat16(), mask)
-    assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(FocalLoss(2, WEIGHTS)(logits.bfloat16().float(), mask).item())
+    for loss in (CrossEntropy(WEIGHTS), FocalLoss(2, WEIGHTS)):
+        exact = loss(logits.bfloat16().float(), mask).item()
+        for enabled in (True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                value = loss(logits.bfloat16(), mask)
+            assert value.dtype == torch.float32
+            assert value.item() == pytest.approx(exact)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])

@@ -37,6 +37,18 @@ def trainer(tmp_path, **settings):
     return L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, **settings)
 
 
+def test_in_python_too_worker_processes_change_nothing(voc_root, tmp_path):
+    """Not even what a network draws itself: dropout."""
+    trained = []
+    for workers in (0, 2):
+        L.seed_everything(0)
+        data = VOCDataModule(voc_root, class_names=SYNTHETIC_CLASSES, image_size=64, batch_size=2, num_workers=workers)
+        task = SegmentationTask(StridedEncoder(widths=(4,)), SkipDecoder, SYNTHETIC_CLASSES)
+        trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(task, datamodule=data)
+        trained.append(torch.cat([parameter.flatten() for parameter in task.parameters()]))
+    assert torch.equal(*trained)
+
+
 def tuples(count=6):
     """A stranger's plain (image, mask) batches."""
     generator = torch.Generator().manual_seed(0)

@@ -30,6 +30,11 @@ class Poison(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == (1, 2):
             batch["image"][0, 0, 0, 0] = float("nan")
+
+class Overflow(L.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and trainer.is_last_batch:
+            next(pl_module.parameters()).data[0] = float("inf")
 """
 DEMANDING = ["--model.schedule.kind", "cosine", "--data.train_transforms", "crop", "--model.decoder.dropout", "0.2"]
 
@@ -164,13 +169,13 @@ def test_the_comparison_sees_a_draw_that_does_not_follow_from_the_seed(whole, fi
 
 
 def test_sigterm_saves_and_says_how_to_go_on(fit, tmp_path, capsys):
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert fit(tmp_path, *stop_at(0, 2, signal.SIGTERM))[0] == 143
     err = capsys.readouterr().err
     assert "Saved in epoch 0, after step 3. To go on: vocseg fit --config quickstart" in err
     assert "--ckpt_path last" in err
     assert "Traceback" not in err
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_second_ctrl_c_ends_at_once(fit, tmp_path):
@@ -205,6 +210,14 @@ def test_a_nan_loss_ends_the_run_and_names_its_photographs(fit, tmp_path):
     kept = torch.load(last, weights_only=True)
     assert kept["global_step"] == 5
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+
+
+def test_a_network_that_overflows_in_an_epochs_last_step_is_not_saved(fit, tmp_path):
+    """No loss has told of it yet."""
+    status, _, err = fit(tmp_path, "--trainer.callbacks", "stopper.Overflow", "--trainer.limit_val_batches", "0")
+    assert status == 1
+    assert "parameters are nan or infinite after step 10" in err
+    assert torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
 
 
 def test_last_without_an_unfinished_run_is_an_error(fit, tmp_path):

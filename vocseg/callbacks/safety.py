@@ -52,13 +52,15 @@ class Interruption(L.Callback):
     def __init__(self, command: str) -> None:
         self.command = command
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens; Lightning's own handler of SIGTERM gives way, for it ends a run without saving."""
+        """Listens until Lightning gives the signals back, which it does at the end of every run.
+
+        Its own handler of SIGTERM gives way, for it ends a run without saving.
+        """
         if threading.current_thread() is threading.main_thread() and not trainer.fast_dev_run:
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                signal.signal(number, self._note)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,15 +80,8 @@ class Interruption(L.Callback):
         if self._wanted(trainer) and trainer.current_epoch > 0:
             self._end(trainer, f"after epoch {trainer.current_epoch - 1}")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Gives the signals back."""
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)
-
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Gives the signals back; ends what would come after a fit that was told to end in its last epoch."""
-        self.on_exception(trainer, pl_module, SystemExit())
+        """Ends what would come after a fit that was told to end in its last epoch."""
         if self.received is not None:
             raise SystemExit(128 + self.received)
 
