@@ -115,7 +115,7 @@ def test_a_killed_row_goes_on_where_it_was(vocseg, voc_root, tmp_path):
     folder = tmp_path / "lightning_logs" / "baseline_leaky" / "version_0"
     try:
         deadline = time.monotonic() + 120
-        while lines_of(folder) < 2 and time.monotonic() < deadline:
+        while lines_of(folder) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     finally:
