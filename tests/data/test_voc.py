@@ -1,5 +1,7 @@
 import hashlib
 import http.server
+import subprocess
+import sys
 import tarfile
 import threading
 
@@ -118,6 +120,19 @@ def test_workers_change_nothing_and_epochs_differ(voc_root, in_memory):
     assert same(second, epoch_of(helped, 1))  # the same worker processes, a later epoch
     assert same(first, epoch_of(alone, 0))
     assert not same(first, epoch_of(make(voc_root, seed=1, **settings).train_dataloader(), 0))
+
+
+def test_workers_still_waiting_do_not_keep_python_from_ending(voc_root):
+    """They do not listen to a stranger's SIGTERM, but must to the one with which their own process ends them."""
+    script = f"""
+from vocseg import VOCDataModule
+data = VOCDataModule(root={str(voc_root)!r}, class_names={list(SYNTHETIC_CLASSES)}, num_workers=2, batch_size=2)
+data.setup("fit")
+loader = data.train_dataloader()
+for batch in loader:
+    break
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
 
 
 def test_the_trainer_tells_the_epoch(voc_root):

@@ -1,8 +1,10 @@
 """albumentations, kept in one file: named pipelines, random draws that can be repeated, masks that stay honest."""
 
+import multiprocessing
 import os
 import random
 import signal
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -204,13 +206,22 @@ def check_only_resizes(transforms: Sequence[Any]) -> None:
 
 
 def prepare_worker(_worker: int) -> None:
-    """For ``worker_init_fn``: one thread, for the workers are the parallelism, and no ear for Ctrl-C and SIGTERM.
+    """For ``worker_init_fn``: one thread, for the workers are the parallelism, and no ear for strangers' signals.
 
-    Terminals and schedulers send these to all processes of a run; it is for the main one to end it well.
+    Terminals and schedulers send Ctrl-C and SIGTERM to all processes of a run; it is for the main one to end it well.
+    A SIGTERM of the main process itself, which is sent to workers still waiting when Python exits, ends the worker.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=[multiprocessing.parent_process().pid], daemon=True).start()
+
+
+def _end_with(main: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)
 
 
 def _plain(value: Any) -> Any:
