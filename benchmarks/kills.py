@@ -120,7 +120,7 @@ def main() -> int:
     if status:
         raise AssertionError(f"the fit failed: see {base / 'alone' / 'log.txt'}")
     expected, seconds = outcome(base / "alone"), time.monotonic() - begun
-    counts, runs, folder = {"inside": 0, "between": 0}, 0, None
+    counts, runs, resumed, folder = {"inside": 0, "between": 0}, 0, 0, None
     while sum(counts.values()) < given.kills or counts["inside"] < given.inside or folder is not None:
         if folder is None:
             folder = base / f"run_{runs}"
@@ -133,7 +133,7 @@ def main() -> int:
         if what == "finished":
             if not equal(outcome(folder), expected):
                 raise AssertionError(f"{folder} differs from {base / 'alone'}")
-            runs, folder = runs + 1, None
+            runs, resumed, folder = runs + 1, resumed + there, None
             continue
         counts[what] += 1
         epoch = torch.load(folder / LAST, weights_only=True)["epoch"] if (folder / LAST).exists() else None
@@ -141,7 +141,7 @@ def main() -> int:
             raise AssertionError(f"{folder / LAST} is gone")
         print(f"kill {sum(counts.values())}: {what} the writing of a checkpoint, last epoch saved: {epoch}", flush=True)
     print(f"{counts['inside']} kills inside a writing, {counts['between']} between; every last checkpoint loaded")
-    print(f"{runs} runs went on to their end; all equal the undisturbed one")
+    print(f"{runs} runs came to their end, {resumed} of them resumed; all equal the undisturbed one")
     shutil.rmtree(base)
     return 0
 
