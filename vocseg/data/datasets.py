@@ -1,11 +1,16 @@
 """Files -> samples -> batches."""
 
 import math
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2  # albumentations' own dependency
 import numpy as np
 import torch
 from torch import Tensor
@@ -176,6 +181,19 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def prepare_worker(_worker: int) -> None:
+    """For ``worker_init_fn``: one thread, for the workers are the parallelism, and no ear for strangers' signals.
+
+    Terminals and schedulers send Ctrl-C and SIGTERM to all processes of a run; it is for the main one to end it well.
+    A SIGTERM of the main process itself, which is sent to workers still waiting when Python exits, ends the worker.
+    """
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=[multiprocessing.parent_process().pid], daemon=True).start()
+
+
 @contextmanager
 def _naming(path: Path, image: np.ndarray) -> Iterator[None]:
     """Says of which photograph the transforms made nothing."""
@@ -185,6 +203,12 @@ def _naming(path: Path, image: np.ndarray) -> Iterator[None]:
         height, width = image.shape[:2]
         reason = " ".join(str(error).split())
         raise VocsegError(f"The transforms cannot handle {path} ({width}x{height}): {reason}") from error
+
+
+def _end_with(main: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)
 
 
 def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:

@@ -1,10 +1,7 @@
 """albumentations, kept in one file: named pipelines, random draws that can be repeated, masks that stay honest."""
 
-import multiprocessing
 import os
 import random
-import signal
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for a newer version
 
 import albumentations as A
-import cv2  # albumentations' own dependency
 import numpy as np
 import torch
 from torch import Tensor
@@ -203,25 +199,6 @@ def check_only_resizes(transforms: Sequence[Any]) -> None:
                 "The eval_transforms move pixels (they crop, pad, mirror, turn or warp). Predictions could not be "
                 "compared with the untouched masks: evaluation transforms may only resize and change colours."
             )
-
-
-def prepare_worker(_worker: int) -> None:
-    """For ``worker_init_fn``: one thread, for the workers are the parallelism, and no ear for strangers' signals.
-
-    Terminals and schedulers send Ctrl-C and SIGTERM to all processes of a run; it is for the main one to end it well.
-    A SIGTERM of the main process itself, which is sent to workers still waiting when Python exits, ends the worker.
-    """
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with, args=[multiprocessing.parent_process().pid], daemon=True).start()
-
-
-def _end_with(main: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
-        pass
-    os._exit(0)
 
 
 def _plain(value: Any) -> Any:

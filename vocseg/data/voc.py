@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vocseg.data.datasets import EpochSampler, PredictionDataset, ResumableLoader, SegmentationDataset, collate
+from vocseg.data.datasets import (
+    EpochSampler,
+    PredictionDataset,
+    ResumableLoader,
+    SegmentationDataset,
+    collate,
+    prepare_worker,
+)
 from vocseg.data.files import candidate_trees, check_samples, count_pixels, find_images, find_tree, read_split
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, synthetic_root, write_tree
@@ -22,7 +29,6 @@ from vocseg.data.transforms import (
     check_only_resizes,
     describe_transform,
     make_transforms,
-    prepare_worker,
 )
 from vocseg.errors import VocsegError
 
