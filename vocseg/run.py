@@ -195,6 +195,8 @@ class VocsegCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Records the config's description of the components: it knows those of strangers' classes, too."""
+        # by name also where they were left to the data, or they would seem changed in a run that is resumed
+        self.config[self.subcommand].data.class_names = list(self.datamodule.class_names)
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]["model"]
         self.model.save_hyperparameters({**dumped, "class_names": self.model.class_names})
 

@@ -72,7 +72,7 @@ class Interruption(L.Callback):
             and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         ):
             path = Path(trainer.checkpoint_callbacks[-1].dirpath) / "last.ckpt"
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             self._end(trainer, f"in epoch {trainer.current_epoch}, after step {trainer.global_step}")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
