@@ -18,7 +18,7 @@ import lightning as L
 import matplotlib
 import matplotlib.pyplot as plt
 
-from vocseg.run import VocsegCLI, run
+from vocseg.lightning_cli import VocsegCLI, run
 
 
 class Watch(L.Callback):

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vocseg import DeconvDecoder, SegmentationTask, StridedEncoder, VOCDataModule
-from vocseg.callbacks import History, ResultTable
+from vocseg.callbacks import MetricsCSV, ResultTable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -77,7 +77,13 @@ def through_trainer(data: VOCDataModule, batches: int) -> float:
             limit_val_batches=0,
             logger=TensorBoardLogger(folder),
             log_every_n_steps=10,
-            callbacks=[timer, ModelCheckpoint(save_last=True), LearningRateMonitor("epoch"), History(), ResultTable()],
+            callbacks=[
+                timer,
+                ModelCheckpoint(save_last=True),
+                LearningRateMonitor("epoch"),
+                MetricsCSV(),
+                ResultTable(),
+            ],
             enable_model_summary=False,
         )
         trainer.fit(make_task(), data)

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from vocseg import SegmentationTask, StridedEncoder, VocsegError
-from vocseg.checkpoints import WholeFileIO, last_unfinished
+from vocseg.checkpoints import AtomicCheckpointIO, last_unfinished
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.decoders import DeconvDecoder
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
-    WholeFileIO().save_checkpoint({"step": torch.tensor(1)}, path)
+    AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
     (tmp_path / "checkpoints" / "last.ckpt.part").symlink_to("/dev/full")  # writing there fails as on a full disk
     with pytest.raises(VocsegError, match=r"No space left on device; the checkpoint before it is whole"):
-        WholeFileIO().save_checkpoint({"step": torch.zeros(1000)}, path)
+        AtomicCheckpointIO().save_checkpoint({"step": torch.zeros(1000)}, path)
     assert torch.load(path, weights_only=True)["step"] == 1
-    WholeFileIO().save_checkpoint({"step": torch.tensor(2)}, path)
+    AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, path)
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 

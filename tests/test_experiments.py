@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from vocseg.experiments import experiments_folder, list_experiments
-from vocseg.run import VocsegCLI, run
+from vocseg.lightning_cli import VocsegCLI, run
 
 NAMES = [name for name, _ in list_experiments()]
 

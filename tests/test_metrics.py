@@ -8,7 +8,7 @@ from vocseg.metrics import (
     Evaluation,
     all_background,
     bootstrap_interval,
-    count_matrix,
+    confusion_matrix,
     paper_inferred,
     scores_of,
 )
@@ -107,7 +107,7 @@ def test_reset_forgets(images):
 
 
 def test_count_matrix_counts_void_in_its_own_row():
-    matrix = count_matrix(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 2)
+    matrix = confusion_matrix(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 2)
     assert matrix.tolist() == [[1, 1], [0, 0], [0, 1]]
 
 

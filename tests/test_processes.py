@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vocseg.callbacks.history import read_lines
+from vocseg.callbacks.metrics_csv import read_lines
 
 RUN = Path("lightning_logs/quickstart/version_0")
 # what both processes run; the first keeps the figures of each test

@@ -9,7 +9,7 @@ import yaml
 
 from vocseg import VOCDataModule
 from vocseg.experiments import list_experiments
-from vocseg.run import VocsegCLI, run
+from vocseg.lightning_cli import VocsegCLI, run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

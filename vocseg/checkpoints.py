@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from vocseg.components import factory_from_config
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
-from vocseg.recording import build
 from vocseg.schedules import Schedule
 from vocseg.task import SegmentationTask
 
@@ -26,7 +26,7 @@ COMPONENTS = {
 """What a checkpoint describes, and the class that each must derive from."""
 
 
-class WholeFileIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the one before it, and puts it in that one's place when it is complete.
 
     Lightning's own writer collects the file in the system's temporary folder and moves it from there, which between
@@ -85,7 +85,7 @@ def checkpoint_settings(path: str) -> dict[str, Any]:
                 f"{path} does not say how to build its {role} ({described['unrecorded']}). Load it in Python: "
                 f"SegmentationTask.load_from_checkpoint(path, {role}=...)."
             )
-        build(described, role, base)  # builds nothing yet, but refuses what is no class of that kind
+        factory_from_config(described, role, base)  # builds nothing, but refuses any other class
     model.pop("class_names", None)  # flows from the data
     data = dict(checkpoint.get(VOCDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
     seed = data.pop("seed", 0)

@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _tables(args[1:])
         if args[0] == "report":
             return _report(args[1:])
-        from vocseg.run import run
+        from vocseg.lightning_cli import run
 
         run(args)
         return 0
@@ -90,7 +90,7 @@ def _rows(args: list[str]) -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="row to run")
     parser.add_argument("--results", default=RESULTS, help="folder for the records (default: %(default)s)")
     given, options = parser.parse_known_args(args)
-    from vocseg.rows import run_rows
+    from vocseg.paper.rows import run_rows
 
     failed = run_rows(given.rows, options, Path(given.results))
     if failed:
@@ -109,7 +109,7 @@ def _tables(args: list[str]) -> int:
     parser.add_argument("--data.root", dest="root", help="the VOC tree; without it the figures of masks are not drawn")
     parser.add_argument("--data.year", dest="year", default="2007", help="of the tree (default: %(default)s)")
     given = parser.parse_args(args)
-    from vocseg.tables import write_tables
+    from vocseg.paper.tables import write_tables
 
     problems = write_tables(Path(given.results), Path(given.to), given.root, given.year)
     print(f"Tables and figures written to {given.to}")

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError
-from vocseg.recording import Recorded
 
 INVERSE_FREQUENCY = "inverse_frequency"
 
 
-class CrossEntropy(Recorded, nn.Module):
+class CrossEntropy(SavesInitArgs, nn.Module):
     """Cross-entropy averaged over the pixels that are not void, each weighing as much as its class.
 
     Any module ``(logits, mask) -> mean`` can take its place; one that has ``totals`` as well gets its evaluation loss

@@ -73,9 +73,9 @@ class Evaluation:
         """
         target = target.long()
         self.scores.to(prediction.device).update(prediction[None], target[None])
-        self.matrices[int(index)] = count_matrix(prediction, target, self.num_classes)
+        self.matrices[int(index)] = confusion_matrix(prediction, target, self.num_classes)
         squashed = _squash(prediction) if squashed is None else squashed
-        self.squashed[int(index)] = count_matrix(squashed, _squash(target), self.num_classes)
+        self.squashed[int(index)] = confusion_matrix(squashed, _squash(target), self.num_classes)
 
     def compute(self, device: torch.device | str = "cpu") -> "Result":
         """The figures of everything seen since the last reset, in all processes.
@@ -84,7 +84,7 @@ class Evaluation:
             device: where torchmetrics' counts are; with several processes those of one that had no image must be there.
         """
         scores = {name: value.cpu() for name, value in self.scores.to(device).compute().items()}
-        shares = of_all_processes(
+        shares = all_gather_objects(
             {
                 "loss": (float(self.loss_sum), float(self.loss_count)),
                 "matrices": {index: matrix.cpu() for index, matrix in self.matrices.items()},
@@ -136,7 +136,7 @@ class Result:
         return paper_inferred(self.squashed)
 
 
-def count_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Counts an image's pixels by true and predicted label.
 
     Args:
@@ -226,7 +226,7 @@ def _resampled_miou(matrices: Tensor, seed: int, resamples: int = 2000) -> np.nd
     return np.nanmean(np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0), axis=1)
 
 
-def of_all_processes(share: Any) -> list[Any]:
+def all_gather_objects(share: Any) -> list[Any]:
     """Every process's share, in all of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [share]

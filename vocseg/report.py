@@ -11,11 +11,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from vocseg import html
-from vocseg.callbacks.history import read_lines
+from vocseg import pages
+from vocseg.callbacks.metrics_csv import read_lines
 from vocseg.checkpoints import saved_configs
 from vocseg.data.files import read_image, read_mask
-from vocseg.drawing import (
+from vocseg.errors import VocsegError, nearest
+from vocseg.metrics import all_background, bootstrap_interval, iou_of, scores_of
+from vocseg.plots import (
     as_array,
     coloured,
     confusion_figure,
@@ -27,8 +29,6 @@ from vocseg.drawing import (
     panels,
     save_png,
 )
-from vocseg.errors import VocsegError, nearest
-from vocseg.metrics import all_background, bootstrap_interval, iou_of, scores_of
 
 SHOWN = 4
 """Best and worst test images of a run, each."""
@@ -86,15 +86,15 @@ def write_report(given: Sequence[str], folder: Path | None = None) -> tuple[Path
         raise VocsegError("\n".join(problems) or "A report needs a run: vocseg report lightning_logs/<name>/version_0")
     folder = folder or runs[0].folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    body = [f'<p class="problem">{html.text(problem)}</p>' for problem in problems]
+    body = [f'<p class="problem">{pages.text(problem)}</p>' for problem in problems]
     if len(runs) > 1:
         body += _comparison(runs, folder)
     for number, run in enumerate(runs, start=1):
-        body += [f"<h2>{html.text(run.name)}</h2>"]
-        body += [html.table(_SUMMARY, [_summary(run)])] if len(runs) == 1 else []
+        body += [f"<h2>{pages.text(run.name)}</h2>"]
+        body += [pages.table(_SUMMARY, [_summary(run)])] if len(runs) == 1 else []
         body += _run(run, folder, f"run_{number}" if len(runs) > 1 else "run", problems)
     page = folder / "report.html"
-    page.write_text(html.page(", ".join(run.name for run in runs), body), encoding="utf-8")
+    page.write_text(pages.page(", ".join(run.name for run in runs), body), encoding="utf-8")
     return page, problems
 
 
@@ -135,7 +135,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _comparison(runs: Sequence[Run], folder: Path) -> list[str]:
-    body = ["<h2>Comparison</h2>", html.table(_SUMMARY, [_summary(run) for run in runs])]
+    body = ["<h2>Comparison</h2>", pages.table(_SUMMARY, [_summary(run) for run in runs])]
     curves = {run.name: (run.lines, "val/miou") for run in runs if run.lines}
     if curves:
         body.append(_figure(curves_figure(curves, "val/miou", "Validation mIoU"), folder / "compare_miou.png"))
@@ -174,10 +174,10 @@ def _run(run: Run, folder: Path, prefix: str, problems: list[str]) -> list[str]:
         body.append(_figure(curve, folder / f"{prefix}_miou.png"))
     else:
         problems.append(f"{run.name} has no metrics.csv with an epoch in it: no curves.")
-        body.append(f'<p class="problem">{html.text(problems[-1])}</p>')
+        body.append(f'<p class="problem">{pages.text(problems[-1])}</p>')
     if run.test is None:
         command = f"vocseg test --ckpt_path {run.folder}/checkpoints/best.ckpt"
-        body.append(f"<p>Never tested: <code>{html.text(command)}</code></p>")
+        body.append(f"<p>Never tested: <code>{pages.text(command)}</code></p>")
     else:
         names, summed = run.class_names, run.matrices.sum(0)
         floor = iou_of(all_background(run.matrices).sum(0))
@@ -187,12 +187,12 @@ def _run(run: Run, folder: Path, prefix: str, problems: list[str]) -> list[str]:
             ("mIoU", _number(scores["miou"]), _number(floors["miou"])),
             ("pixel accuracy", _number(scores["pixel_accuracy"]), _number(floors["pixel_accuracy"])),
         ]
-        body += ["<h3>Test, class by class</h3>", html.table(("class", "IoU", f"all {names[0]}"), rows)]
+        body += ["<h3>Test, class by class</h3>", pages.table(("class", "IoU", f"all {names[0]}"), rows)]
         body.append(_figure(confusion_figure(summed.numpy(), names), folder / f"{prefix}_confusion.png"))
         body += _examples(run, folder, prefix, problems)
     for place, config in enumerate(run.configs):
         title = f"Settings of resumption {place}" if place else "Settings"
-        body.append(f"<h3>{title}</h3><pre>{html.text(yaml.safe_dump(config, sort_keys=False))}</pre>")
+        body.append(f"<h3>{title}</h3><pre>{pages.text(yaml.safe_dump(config, sort_keys=False))}</pre>")
     return body
 
 
@@ -217,7 +217,7 @@ def _examples(run: Run, folder: Path, prefix: str, problems: list[str]) -> list[
             headings = ("photograph", "truth", "prediction", "errors (blue: missed)")
             drawn = panels(rows, headings, legend_of(labels, run.class_names), width=220)
             save_png(drawn, folder / f"{prefix}_{title.lower()}.png")
-            body += [f"<h3>{title} test images</h3>", html.picture(drawn, f"mIoU: {', '.join(captions)}")]
+            body += [f"<h3>{title} test images</h3>", pages.picture(drawn, f"mIoU: {', '.join(captions)}")]
     return body
 
 
@@ -230,7 +230,7 @@ def _miou_or_worst(matrix: Tensor) -> float:
 def _figure(figure: Any, path: Path) -> str:
     pixels = as_array(figure, dpi=95)
     save_png(pixels, path)
-    return html.picture(pixels)
+    return pages.picture(pixels)
 
 
 def _number(value: float | None) -> str:

@@ -7,11 +7,11 @@ import lightning as L
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError
-from vocseg.recording import Recorded
 
 
-class Schedule(Recorded):
+class Schedule(SavesInitArgs):
     """The learning rate as a share of the optimizer's, for all its parameter groups alike.
 
     Args:

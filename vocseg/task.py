@@ -16,11 +16,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
+from vocseg.components import factory_from_config, from_config, to_config
 from vocseg.data.labels import VOC_CLASSES
 from vocseg.errors import VocsegError
 from vocseg.losses import CrossEntropy, inverse_frequency, loss_totals
 from vocseg.metrics import PAPER_SIZE, Evaluation, Result
-from vocseg.recording import describe, made
 from vocseg.schedules import Schedule
 from vocseg.state_dicts import check_fits
 
@@ -33,7 +33,7 @@ class SegmentationTask(L.LightningModule):
     """A backbone and a decoder, and how they are trained and scored.
 
     Checkpoints describe themselves: ``SegmentationTask.load_from_checkpoint(path)`` needs nothing else, as long as each
-    component could be recorded (see :mod:`vocseg.recording`); one that could not is passed again.
+    component could be recorded (see :mod:`vocseg.components`); one that could not is passed again.
 
     Batches are ``{"image": float32 [B, 3, H, W], "mask": int64 [B, H, W]}``, labels 0..C-1 and 255 = void, or a plain
     ``(image, mask)``. Evaluation batches may carry ``original_mask`` (a list of the untouched masks at the photographs'
@@ -71,28 +71,28 @@ class SegmentationTask(L.LightningModule):
         self.class_names = list(class_names)
         self.save_hyperparameters(
             {
-                "backbone": describe(backbone),
-                "decoder": describe(decoder, skip=3),
+                "backbone": to_config(backbone),
+                "decoder": to_config(decoder, skip=3),
                 "class_names": self.class_names,
-                "loss": describe(loss),
-                "optimizer": describe(optimizer),
+                "loss": to_config(loss),
+                "optimizer": to_config(optimizer),
                 "backbone_lr": backbone_lr,
-                "schedule": describe(schedule),
+                "schedule": to_config(schedule),
                 "channels_last": channels_last,
             }
         )
-        # a checkpoint hands over the descriptions themselves: made() turns them into components or factories
-        self.backbone = made(backbone, "backbone", nn.Module)
-        decoder = made(decoder, "decoder", nn.Module, factory=True)
+        # a checkpoint hands over the descriptions themselves: from_config() turns them into components or factories
+        self.backbone = from_config(backbone, "backbone", nn.Module)
+        decoder = factory_from_config(decoder, "decoder", nn.Module)
         if not isinstance(decoder, nn.Module):
             decoder = decoder(list(self.backbone.channels), list(self.backbone.strides), len(self.class_names))
         self.decoder = decoder
-        self.loss = made(loss, "loss", nn.Module) or CrossEntropy()
-        self.optimizer = made(optimizer, "optimizer", torch.optim.Optimizer, factory=True) or default_optimizer
+        self.loss = from_config(loss, "loss", nn.Module) or CrossEntropy()
+        self.optimizer = factory_from_config(optimizer, "optimizer", torch.optim.Optimizer) or default_optimizer
         if hasattr(self.loss, "prepare"):
             self.loss.prepare(len(self.class_names))
         self.backbone_lr = backbone_lr
-        self.schedule = made(schedule, "schedule", Schedule) or Schedule()
+        self.schedule = from_config(schedule, "schedule", Schedule) or Schedule()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
         self.results: dict[str, Result] = {}

@@ -8,7 +8,7 @@ from PIL import Image
 from vocseg.data.labels import VOC_PALETTE, VOID
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, draw_scene, write_tree
 from vocseg.errors import VocsegError
-from vocseg.metrics import count_matrix, scores_of
+from vocseg.metrics import confusion_matrix, scores_of
 
 CLASSES = len(SYNTHETIC_CLASSES)
 
@@ -102,7 +102,7 @@ def test_colour_does_not_give_the_class_away(bits, balanced, drawn):
     total = 0
     for image, mask in drawn[1]:
         prediction = torch.from_numpy(best[colour_bins(image, bits)])
-        total = total + count_matrix(prediction, torch.from_numpy(mask.astype(np.int64)), CLASSES)
+        total = total + confusion_matrix(prediction, torch.from_numpy(mask.astype(np.int64)), CLASSES)
     assert scores_of(total)["miou"] < 1 / CLASSES
 
 

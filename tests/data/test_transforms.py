@@ -10,9 +10,9 @@ from vocseg.data.transforms import (
     TRAIN_PIPELINES,
     Pipeline,
     check_only_resizes,
-    describe_transform,
     make_transforms,
     to_tensor,
+    transform_to_config,
 )
 from vocseg.errors import VocsegError
 
@@ -103,7 +103,7 @@ def test_transforms_by_name_class_and_description():
 
 def test_a_description_rebuilds_the_same_transform():
     original = [A.OneOf([A.Rotate((10, 20), p=1), A.HorizontalFlip(p=1)], p=0.7), A.RandomResizedCrop((16, 16))]
-    rebuilt = make_transforms([describe_transform(t) for t in original], TRAIN_PIPELINES, (16, 16), "train_transforms")
+    rebuilt = make_transforms([transform_to_config(t) for t in original], TRAIN_PIPELINES, (16, 16), "train_transforms")
     for index in range(5):
         first, second = (Pipeline(transforms, 21)(IMAGE, MASK, 0, index) for transforms in (original, rebuilt))
         assert torch.equal(first["image"], second["image"])

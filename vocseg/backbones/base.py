@@ -4,12 +4,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError, nearest
-from vocseg.recording import Recorded
 from vocseg.state_dicts import check_fits
 
 
-class Backbone(Recorded, L.LightningModule):
+class Backbone(SavesInitArgs, L.LightningModule):
     """Turns an image into features, shallow to deep.
 
     Subclasses set ``channels`` and ``strides`` (one entry per feature; a stride is the input's size divided by the

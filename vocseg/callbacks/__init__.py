@@ -1,22 +1,22 @@
 """Callbacks: what watches a run."""
 
-from vocseg.callbacks.history import History
+from vocseg.callbacks.fault_tolerance import GracefulShutdown, StepSeeds, StopOnNaN
+from vocseg.callbacks.metrics_csv import MetricsCSV
 from vocseg.callbacks.predictions import PredictionWriter, TestMasks
-from vocseg.callbacks.progress import EpochLines
+from vocseg.callbacks.progress import LineProgress
 from vocseg.callbacks.results import ResultTable
-from vocseg.callbacks.safety import FiniteLoss, Interruption, StepSeeds
 from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures
 
 __all__ = [
     "Charts",
-    "EpochLines",
-    "FiniteLoss",
-    "History",
-    "Interruption",
+    "GracefulShutdown",
+    "LineProgress",
     "MaskPreviews",
+    "MetricsCSV",
     "PredictionWriter",
     "ResultTable",
     "ScoreFigures",
     "StepSeeds",
+    "StopOnNaN",
     "TestMasks",
 ]

@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from torch import Tensor
 
-from vocseg import html
+from vocseg import pages
 from vocseg.data.files import read_image
 from vocseg.data.labels import VOC_PALETTE
-from vocseg.drawing import legend_of, overlay
-from vocseg.metrics import of_all_processes
+from vocseg.metrics import all_gather_objects
+from vocseg.plots import legend_of, overlay
 
 THUMBNAIL = (320, 240)
 
@@ -76,13 +76,13 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gathers what other processes have done; writes the contact sheet."""
-        shares = of_all_processes((self.written, self.unreadable, self._shown))
+        shares = all_gather_objects((self.written, self.unreadable, self._shown))
         self.written = {name: path for written, _, _ in shares for name, path in written.items()}
         self.unreadable = sorted(problem for _, problems, _ in shares for problem in problems)
         shown = [picture for _, picture in sorted(pair for _, _, some in shares for pair in some)]
         if self.contact_sheet and shown and trainer.is_global_zero:
-            problems = [f'<p class="problem">{html.text(problem)}</p>' for problem in self.unreadable]
-            sheet = html.page(f"Predictions: {len(shown)} images", [*problems, *shown])
+            problems = [f'<p class="problem">{pages.text(problem)}</p>' for problem in self.unreadable]
+            sheet = pages.page(f"Predictions: {len(shown)} images", [*problems, *shown])
             (self.folder / "index.html").write_text(sheet, encoding="utf-8")
 
     def _write(self, folder: Path, path: str, predicted: Tensor, class_names: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ class PredictionWriter(BasePredictionWriter):
             thumbnail.thumbnail(THUMBNAIL)
             found = [entry for entry, _ in legend_of([labels], class_names) if entry != class_names[0]]
             caption = f"{Path(path).name}: {', '.join(found) or class_names[0]}"
-            self._shown.append((path, html.picture(np.array(thumbnail), caption, kind="JPEG")))
+            self._shown.append((path, pages.picture(np.array(thumbnail), caption, kind="JPEG")))
 
 
 class TestMasks(L.Callback):

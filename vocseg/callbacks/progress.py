@@ -5,7 +5,7 @@ import time
 import lightning as L
 
 
-class EpochLines(L.Callback):
+class LineProgress(L.Callback):
     """Prints a line after each epoch: losses, val/miou, seconds, and about how long the rest will take."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 from vocseg.data.datasets import SegmentationDataset
 from vocseg.data.files import read_sample
 from vocseg.data.transforms import MEAN, STD
-from vocseg.drawing import as_array, coloured, confusion_figure, errors, iou_figure, legend_of, panels
+from vocseg.plots import as_array, coloured, confusion_figure, errors, iou_figure, legend_of, panels
 
 CHARTS = {"loss": ["train/loss", "val/loss"], "mIoU": ["val/miou", "test/miou"]}
 METRICS = ("val/miou", "test/miou")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vocseg.components import factory_from_config
 from vocseg.data.labels import VOID
 from vocseg.errors import VocsegError, nearest
-from vocseg.recording import build
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's RGB values in [0, 1]; every image is normalised with them."""
@@ -105,19 +105,19 @@ def _built(transform: str | Mapping[str, Any], role: str) -> A.BasicTransform | 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a misspelt setting is only worth a warning to albumentations
         try:
-            return build(description, role, (A.BasicTransform, A.BaseCompose))()
+            return factory_from_config(description, role, (A.BasicTransform, A.BaseCompose))()
         except (UserWarning, TypeError, ValueError) as error:
             if isinstance(error, VocsegError):
                 raise
             raise VocsegError(f"{role}: {description['class_path']}: {' '.join(str(error).split())}") from error
 
 
-def describe_transform(transform: A.BasicTransform | A.BaseCompose) -> dict[str, Any]:
+def transform_to_config(transform: A.BasicTransform | A.BaseCompose) -> dict[str, Any]:
     """``{"class_path", "init_args"}`` of an albumentations transform, for a checkpoint."""
     init_args = (
         {**transform.get_base_init_args(), **transform.get_transform_init_args()}
         if isinstance(transform, A.BasicTransform)
-        else {"p": transform.p, "transforms": [describe_transform(inner) for inner in transform.transforms]}
+        else {"p": transform.p, "transforms": [transform_to_config(inner) for inner in transform.transforms]}
     )
     return {
         "class_path": f"{type(transform).__module__}.{type(transform).__qualname__}",

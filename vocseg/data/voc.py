@@ -27,8 +27,8 @@ from vocseg.data.transforms import (
     TRAIN_PIPELINES,
     Pipeline,
     check_only_resizes,
-    describe_transform,
     make_transforms,
+    transform_to_config,
 )
 from vocseg.errors import VocsegError
 
@@ -275,4 +275,4 @@ class VOCDataModule(L.LightningDataModule):
 
 
 def _described(wanted: Transforms, made: list[Any]) -> str | list[dict[str, Any]]:
-    return wanted if isinstance(wanted, str) else [describe_transform(transform) for transform in made]
+    return wanted if isinstance(wanted, str) else [transform_to_config(transform) for transform in made]

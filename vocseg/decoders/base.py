@@ -5,11 +5,11 @@ from itertools import pairwise
 import lightning as L
 from torch import Tensor
 
+from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError
-from vocseg.recording import Recorded
 
 
-class Decoder(Recorded, L.LightningModule):
+class Decoder(SavesInitArgs, L.LightningModule):
     """Turns a backbone's features into logits.
 
     The task makes it from the backbone's ``channels`` and ``strides`` and the number of classes; these three come first

@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
-from vocseg.callbacks.history import History, read_lines, write_lines
+from vocseg.callbacks.metrics_csv import MetricsCSV, read_lines, write_lines
 
 
 def fit(folder, epochs, ckpt_path=None):
@@ -14,7 +14,7 @@ def fit(folder, epochs, ckpt_path=None):
     trainer = L.Trainer(
         default_root_dir=folder,
         logger=L.pytorch.loggers.TensorBoardLogger(folder, name="a", version="b"),
-        callbacks=[History(), L.pytorch.callbacks.ModelCheckpoint(folder, "last", save_on_train_epoch_end=True)],
+        callbacks=[MetricsCSV(), L.pytorch.callbacks.ModelCheckpoint(folder, "last", save_on_train_epoch_end=True)],
         max_epochs=epochs,
         check_val_every_n_epoch=2,
         enable_progress_bar=False,

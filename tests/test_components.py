@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vocseg import MobileNetV2, Schedule, SkipDecoder, StridedEncoder, VocsegError
-from vocseg.recording import build, describe
+from vocseg.components import factory_from_config, to_config
 
 
 class NoArguments(nn.Module):
@@ -27,7 +27,7 @@ class SomeArguments(nn.Module):
 
 
 def test_our_components_record_defaults_positions_and_keywords():
-    assert describe(StridedEncoder("leaky_relu", widths=(8, 16))) == {
+    assert to_config(StridedEncoder("leaky_relu", widths=(8, 16))) == {
         "class_path": "vocseg.StridedEncoder",
         "init_args": {"activation": "leaky_relu", "widths": [8, 16], "freeze": False},
     }
@@ -41,7 +41,7 @@ def test_a_component_built_inside_another_constructor_records_its_own_arguments(
             super().__init__()
             self.inner = SkipDecoder([4], [2], 3, width=width)
 
-    assert describe(Outer(6).inner, skip=3)["init_args"] == {"width": 6, "dropout": 0.1}
+    assert to_config(Outer(6).inner, skip=3)["init_args"] == {"width": 6, "dropout": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_component_built_inside_another_constructor_records_its_own_arguments(
     ],
 )
 def test_descriptions(component, description):
-    assert describe(component) == description
+    assert to_config(component) == description
 
 
 class Passing(Schedule):
@@ -72,8 +72,8 @@ class Passing(Schedule):
 
 
 def test_arguments_handed_on_are_recorded_by_their_names_or_not_at_all():
-    assert describe(Passing(kind="poly", warmup=2))["init_args"] == {"kind": "poly", "warmup": 2}
-    assert describe(Passing("poly")) == {"unrecorded": f"{__name__}.Passing"}
+    assert to_config(Passing(kind="poly", warmup=2))["init_args"] == {"kind": "poly", "warmup": 2}
+    assert to_config(Passing("poly")) == {"unrecorded": f"{__name__}.Passing"}
 
 
 def test_local_classes_are_not_recorded():
@@ -81,18 +81,18 @@ def test_local_classes_are_not_recorded():
         def __init__(self):
             super().__init__()
 
-    assert "unrecorded" in describe(Local())
+    assert "unrecorded" in to_config(Local())
 
 
 def test_a_description_builds_the_same_component():
     original = Schedule("poly", warmup=3)
-    assert describe(build(describe(original), "schedule", Schedule)()) == describe(original)
+    assert to_config(factory_from_config(to_config(original), "schedule", Schedule)()) == to_config(original)
 
 
 def test_copies_keep_the_record():
     backbone = MobileNetV2(output_stride=16)
     for copied in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
-        assert describe(copied) == describe(backbone)
+        assert to_config(copied) == to_config(backbone)
 
 
 @pytest.mark.parametrize(
@@ -107,4 +107,4 @@ def test_copies_keep_the_record():
 )
 def test_what_cannot_be_built_is_named_and_nothing_else_is_called(description, message):
     with pytest.raises(VocsegError, match=message):
-        build(description, "backbone", torch.nn.Module)
+        factory_from_config(description, "backbone", torch.nn.Module)

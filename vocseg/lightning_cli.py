@@ -25,30 +25,30 @@ import vocseg.backbones
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
 from vocseg.callbacks import (
     Charts,
-    EpochLines,
-    FiniteLoss,
-    History,
-    Interruption,
+    GracefulShutdown,
+    LineProgress,
     MaskPreviews,
+    MetricsCSV,
     PredictionWriter,
     ResultTable,
     ScoreFigures,
     StepSeeds,
+    StopOnNaN,
     TestMasks,
 )
 from vocseg.checkpoints import (
     LOGS,
-    WholeFileIO,
+    AtomicCheckpointIO,
     checkpoint_settings,
     last_unfinished,
     run_folder_of,
     saved_configs,
 )
+from vocseg.cli_errors import explain
+from vocseg.components import to_config
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
-from vocseg.messages import explain
-from vocseg.recording import describe
 from vocseg.task import SegmentationTask, default_optimizer
 
 
@@ -79,7 +79,7 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
                 **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()},
             },
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # the task describes itself, from Python as well: vocseg.recording
+            load_from_checkpoint_support=False,  # the task describes itself, from Python as well: vocseg.components
             args=list(args),
         )
     except ValueError as error:
@@ -130,7 +130,7 @@ class VocsegCLI(LightningCLI):
         parser.add_lightning_class_args(ScoreFigures, "figures")
         parser.set_defaults(
             {
-                "model.optimizer": describe(default_optimizer),
+                "model.optimizer": to_config(default_optimizer),
                 "checkpoint.monitor": "val/miou",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
@@ -206,7 +206,7 @@ class VocsegCLI(LightningCLI):
         callbacks = [*_listed(settings.callbacks), ResultTable(), TestMasks()]
         if settings.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False  # in a file or a pipe it would be a heap of control characters
-            callbacks.append(EpochLines())
+            callbacks.append(LineProgress())
         self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if settings.logger is None or settings.logger is True:
             # absolute, for a resumed run must find its checkpoints under the names that it gave them
@@ -216,12 +216,12 @@ class VocsegCLI(LightningCLI):
                 # best epoch, logged again, would hide those of all later epochs
                 kwargs["logger"] = False
             if not settings.fast_dev_run and self.subcommand == "fit":
-                callbacks += [LearningRateMonitor("epoch"), History(), Charts()]
+                callbacks += [LearningRateMonitor("epoch"), MetricsCSV(), Charts()]
         if self.subcommand == "fit":
             callbacks += self._fit_callbacks()
             plugins = _listed(settings.plugins)
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-                kwargs["plugins"] = [*plugins, WholeFileIO()]
+                kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         else:
             kwargs["enable_checkpointing"] = False
         try:
@@ -238,7 +238,7 @@ class VocsegCLI(LightningCLI):
         last = ModelCheckpoint(
             best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
-        guards = [StepSeeds(self.datamodule.seed), FiniteLoss(), Interruption(self._to_go_on())]
+        guards = [StepSeeds(self.datamodule.seed), StopOnNaN(), GracefulShutdown(self._to_go_on())]
         return [*guards, *stopping, best, last]
 
     def _to_go_on(self) -> str:

@@ -39,7 +39,7 @@ class StepSeeds(L.Callback):
         torch.manual_seed(state)
 
 
-class Interruption(L.Callback):
+class GracefulShutdown(L.Callback):
     """Ctrl-C and SIGTERM: finishes the step, saves ``last.ckpt``, says how to go on, and ends the process.
 
     In the last step of an epoch and in validation it first finishes the epoch. A second Ctrl-C ends the run at once;
@@ -103,7 +103,7 @@ class Interruption(L.Callback):
         raise SystemExit(128 + (self.received or signal.SIGTERM))
 
 
-class FiniteLoss(L.Callback):
+class StopOnNaN(L.Callback):
     """Ends the run when the training loss or the network is nan or infinite, before a checkpoint of it can be written.
 
     A batch's loss is looked at one batch later, so that a GPU need not wait for it.

@@ -11,13 +11,13 @@ import torch
 import yaml
 
 import vocseg
-from vocseg.callbacks.history import read_lines
+from vocseg.callbacks.metrics_csv import read_lines
 from vocseg.checkpoints import LOGS
 from vocseg.data.datasets import collate
 from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import experiments_folder, resolve_config
-from vocseg.records import provenance, read_record, write_record
-from vocseg.run import VocsegCLI, run
+from vocseg.lightning_cli import VocsegCLI, run
+from vocseg.paper.records import provenance, read_record, write_record
 
 
 @dataclass

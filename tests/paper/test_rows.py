@@ -11,9 +11,9 @@ import pytest
 
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.experiments import resolve_config
-from vocseg.records import read_record
-from vocseg.rows import declared
-from vocseg.run import VocsegCLI, run
+from vocseg.lightning_cli import VocsegCLI, run
+from vocseg.paper.records import read_record
+from vocseg.paper.rows import declared
 
 ROWS = declared().rows
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from vocseg.data.labels import VOC_CLASSES, VOC_PALETTE
-from vocseg.drawing import (
+from vocseg.plots import (
     MISSED,
     RIGHT,
     WRONG,

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.metrics import Evaluation
-from vocseg.records import read_record, write_record
-from vocseg.rows import declared
+from vocseg.paper.records import read_record, write_record
+from vocseg.paper.rows import declared
 
 REPOSITORY = Path(__file__).parent.parent
 FACTS = {"seed": 0, "epochs": 2, "best_epoch": 1, "minutes": 0.5, "device": "a device", "precision": "32-true"}

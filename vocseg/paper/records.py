@@ -23,7 +23,7 @@ import yaml
 from torch import Tensor
 
 import vocseg
-from vocseg.callbacks.history import read_lines, write_lines
+from vocseg.callbacks.metrics_csv import read_lines, write_lines
 from vocseg.callbacks.predictions import save_mask
 from vocseg.callbacks.results import result_record
 from vocseg.checkpoints import saved_configs

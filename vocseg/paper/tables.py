@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from vocseg.data.files import find_tree, read_image, read_mask
-from vocseg.drawing import coloured, legend_of, losses_figure, panels, save_png
 from vocseg.errors import VocsegError
 from vocseg.metrics import all_background, bootstrap_interval, paper_inferred, scores_of
-from vocseg.records import SPLITS, Record, read_record
-from vocseg.rows import Declared, Row, declared
+from vocseg.paper.records import SPLITS, Record, read_record
+from vocseg.paper.rows import Declared, Row, declared
+from vocseg.plots import coloured, legend_of, losses_figure, panels, save_png
 
 BEGIN, END = "<!-- tables: written by `vocseg tables` -->", "<!-- end of tables -->"
 

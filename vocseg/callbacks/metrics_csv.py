@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 
-class History(L.Callback):
+class MetricsCSV(L.Callback):
     """Keeps every scalar logged per epoch in ``metrics.csv`` of the run's folder, with the epoch's seconds.
 
     The lines travel in the checkpoint: a resumed run goes on with those of the epochs that the checkpoint had seen, and

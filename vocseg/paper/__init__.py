@@ -1,0 +1,1 @@
+"""The reproduced paper: its rows, its evaluation protocol, the records of its runs, and its tables."""
