@@ -1,4 +1,4 @@
-"""jsonargparse's errors in a few lines, with the nearest right word."""
+"""Short explanations of jsonargparse's error messages, with suggestions for misspelt words."""
 
 import importlib
 import inspect
@@ -25,31 +25,39 @@ _BASES = {
 
 
 def explain(message: str, configs: Sequence[str], parser: LightningArgumentParser) -> str:
-    """Shortens a parsing error.
+    """Explains a parsing error in one to six lines.
 
     Args:
-        message: jsonargparse's.
-        configs: the config files in play; the one that holds the culprit is named.
-        parser: the subcommand's, which knows its options.
+        message: the error message of jsonargparse.
+        configs: paths of the config files that were parsed; the one that contains the wrong word is named.
+        parser: the parser of the subcommand, for the names of its options.
+
+    Returns:
+        What is wrong, where, and the most similar valid word. An unknown kind of message is cut after six lines.
     """
     key = _found(r'Parser key "([\w.]+)"', message)
+    word = None
     if message.startswith("unrecognized arguments") or "does not accept option" in message:
         word = _found(r"unrecognized arguments: -*([^\s=]+)", message) or _found(r"option '([^']+)'", message)
+    if word:
         if Path(word).exists() or word.startswith("/"):
-            return f"One word too many: {word!r}. A glob needs quotes, else the shell expands it: '*.jpg'"
+            return f"Unexpected argument {word!r}. A glob pattern needs quotes, or the shell expands it: '*.jpg'"
         option = word.removesuffix(".class_path").split(".init_args")[0]
         return f"There is no option {option!r}{_where(option, configs)}.{nearest(option, _options(parser))}"
     required = _found(r"arguments are required: ([\w., ]+)", message)
     if required:
-        names = ", ".join(f"--{name.strip().partition('.')[2]}" for name in required.split(","))
-        return f"Missing: {names}. A config has them all, for one: --config quickstart (vocseg experiments lists more)."
+        options = ", ".join(f"--{name.strip().partition('.')[2]}" for name in required.split(","))
+        return (
+            f"Missing options: {options}. A config contains them, for example --config quickstart "
+            "(`vocseg experiments` lists all)."
+        )
     unknown_class = _found(r"[Ee]xpected a dot import path string: (\S+)", message)
     if unknown_class:
         names = _class_names(key)
         known = f" Known: {', '.join(names)}." if 0 < len(names) <= 12 else ""
         return (
             f"{key}: there is no class {unknown_class!r}{_where(unknown_class, configs)}."
-            f"{nearest(unknown_class, names)}{known} Classes of your own need their module: my_module.MyClass."
+            f"{nearest(unknown_class, names)}{known} A class of your own needs its module: my_module.MyClass."
         )
     setting, class_path = (
         _found(r"Option '([^']+)' is not accepted", message),
@@ -59,7 +67,7 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
         names = _settings(class_path)
         return (
             f"{key}: {class_path} has no setting {setting!r}{_where(setting, configs)}."
-            f"{nearest(setting, names)} It has: {', '.join(names)}."
+            f"{nearest(setting, names)} Its settings: {', '.join(names)}."
         )
     expected = re.findall(r'Parser key "([\w.]+)":\s*\n\s*(Expected [^\n]+)', message)
     if expected:
@@ -78,12 +86,13 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
 
 
 def _found(pattern: str, text: str) -> str | None:
+    """The first group of the first match, or None."""
     match = re.search(pattern, text)
-    return match and match.group(1)
+    return match.group(1) if match else None
 
 
 def _where(word: str, configs: Sequence[str]) -> str:
-    """`` (in my.yaml)`` for the config that holds the culprit's last part."""
+    """`` (in my.yaml)`` for the first config that contains the part of ``word`` after its last dot."""
     last = word.rpartition(".")[2]
     for path in configs:
         if Path(path).is_file() and last in Path(path).read_text(encoding="utf-8", errors="replace"):
@@ -92,22 +101,26 @@ def _where(word: str, configs: Sequence[str]) -> str:
 
 
 def _options(parser: LightningArgumentParser) -> list[str]:
+    """Names of all options, ``data.batch_size``, and of the groups of two parts above them, ``model.optimizer``."""
     leaves = {str(key) for key, _ in parser.get_defaults().items()}
     return sorted(leaves | {".".join(leaf.split(".")[:2]) for leaf in leaves} | {"model.backbone", "model.decoder"})
 
 
 def _class_names(key: str | None) -> list[str]:
+    """Names of the known classes for an option: all imported subclasses of its base class."""
     base = next((base for prefix, base in _BASES.items() if key and key.startswith(prefix)), None)
     return sorted({cls.__name__ for cls in _subclasses(base)}) if base else []
 
 
 def _subclasses(base: type) -> Iterable[type]:
+    subclass: type
     for subclass in base.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
 
 
 def _settings(class_path: str) -> list[str]:
+    """The parameters of a constructor that a user can set; the task passes the others."""
     module, _, name = class_path.rpartition(".")
     return [
         parameter
@@ -117,7 +130,7 @@ def _settings(class_path: str) -> list[str]:
 
 
 def _plain(expected: str) -> str:
-    """``Expected a <class 'int'>. Got value: x`` as ``expected int, got x``."""
+    """Turns ``Expected a <class 'int'>. Got value: x`` into ``expected int, got x``."""
     expected = re.sub(r"<class '(\w+)'>", r"\1", expected).replace("typing.", "")
     expected = re.sub(r"Literal\[(.*?)\]", r"one of \1", expected)
     return expected.replace("Expected a ", "expected ").replace(". Got value: ", ", got ").rstrip(".")

@@ -1,19 +1,26 @@
-"""Mistakes in what vocseg was given, told so that they can be mended."""
+"""The exception for invalid input, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class VocsegError(ValueError):
-    """Something vocseg was given is wrong; the message says what, where, and how to mend it.
+    """The input (a setting, a file, an argument) is invalid; the message says what is wrong, where, and how to fix it.
 
-    The command line prints the message alone, without a traceback, and exits with status 1.
+    The command line prints only the message, without a traceback, and exits with status 1.
     """
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the choice most like ``word``, or an empty string when none is like it."""
-    choices = list(choices)
+    """Suggests a correction of a misspelt word.
+
+    Args:
+        word: the word as given.
+        choices: the valid words; case is ignored in the comparison.
+
+    Returns:
+        `` Did you mean 'x'?``, with a leading space, for the most similar choice; an empty string if none is similar.
+    """
     lowered = {choice.lower(): choice for choice in choices}
     matches = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return f" Did you mean {lowered[matches[0]]!r}?" if matches else ""

@@ -1,4 +1,4 @@
-"""The packaged experiments: one YAML file each, found by name from any folder."""
+"""The packaged experiments: one YAML file each, found by its name from any working directory."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from vocseg.errors import VocsegError, nearest
 
 
 def experiments_folder() -> Path:
-    """Where the YAML files are: inside the package when installed from a wheel, beside it in a checkout."""
+    """The folder of the YAML files: inside the package if installed from a wheel, beside the package in a checkout."""
     package = Path(__file__).parent
     packaged = package / "packaged_experiments"
     return packaged if packaged.is_dir() else package.parent / "experiments"
 
 
 def list_experiments() -> list[tuple[str, str]]:
-    """Name and one line (the first comment line) of each experiment."""
+    """Lists the packaged experiments as (name, description); the description is the first comment line of the file."""
     found = []
     for path in sorted(experiments_folder().glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
@@ -22,21 +22,27 @@ def list_experiments() -> list[tuple[str, str]]:
 
 
 def resolve_config(given: str) -> str:
-    """The path of a ``--config``: the file itself, or else the packaged experiment of that name.
+    """Finds the file that a ``--config`` value names: an existing file, or else the packaged experiment.
 
-    ``transfer``, ``transfer.yaml`` and ``experiments/transfer.yaml`` all find the packaged transfer.yaml.
+    ``transfer``, ``transfer.yaml`` and ``experiments/transfer.yaml`` all refer to the packaged transfer.yaml.
+
+    Args:
+        given: the value of ``--config``.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        VocsegError: there is neither, with the nearest name.
+        VocsegError: there is neither; the message suggests the most similar name.
     """
     if Path(given).is_file():
         return given
     packaged = experiments_folder() / f"{Path(given).stem}.yaml"
-    suits = Path(given).suffix in ("", ".yaml", ".yml") and str(Path(given).parent) in (".", "experiments")
-    if suits and packaged.is_file():
+    may_be_packaged = Path(given).suffix in ("", ".yaml", ".yml") and str(Path(given).parent) in (".", "experiments")
+    if may_be_packaged and packaged.is_file():
         return str(packaged)
     names = [name for name, _ in list_experiments()]
     raise VocsegError(
-        f"There is no config {given!r}: neither a file nor a packaged experiment ({', '.join(names)})."
+        f"There is no config {given!r}: it is neither a file nor a packaged experiment ({', '.join(names)})."
         + nearest(Path(given).stem, names)
     )

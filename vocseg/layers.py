@@ -1,4 +1,4 @@
-"""The few building blocks that backbones and decoders share."""
+"""Building blocks that backbones and decoders share."""
 
 from typing import Literal
 
@@ -8,17 +8,17 @@ Activation = Literal["relu", "leaky_relu"]
 
 
 def activation_layer(activation: Activation) -> nn.Module:
-    """The activation by its name in a config."""
+    """Builds the activation with this name."""
     return nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(inplace=True)
 
 
-def paper_block(convolution: nn.Module, activation: Activation) -> nn.Sequential:
-    """Convolution -> activation -> batch norm: the order of every block in the paper's figures."""
+def paper_block(convolution: nn.Conv2d | nn.ConvTranspose2d, activation: Activation) -> nn.Sequential:
+    """Builds convolution -> activation -> batch norm, the order of every block in the paper's figures."""
     return nn.Sequential(convolution, activation_layer(activation), nn.BatchNorm2d(convolution.out_channels))
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    """Convolution -> batch norm -> ReLU at unchanged size, the order in use since ResNet."""
+    """Builds convolution -> batch norm -> ReLU, the order of ResNet; the resolution stays the same."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -27,7 +27,7 @@ def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int) -> nn.S
 
 
 def xavier_(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every convolution inside ``module`` (paper, section 3.4)."""
+    """Initialises all convolutions in ``module`` in place: Xavier-uniform weights, zero biases (paper, section 3.4)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(layer.weight)

@@ -1,4 +1,4 @@
-"""Losses over pixels. Void never counts, and a batch that is all void has loss 0."""
+"""Losses averaged over pixels. Void pixels are ignored; the loss of a batch with only void pixels is 0."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -14,23 +14,25 @@ INVERSE_FREQUENCY = "inverse_frequency"
 
 
 class CrossEntropy(SavesInitArgs, nn.Module):
-    """Cross-entropy averaged over the pixels that are not void, each weighing as much as its class.
+    """Cross-entropy, averaged over the pixels that are not void and weighted by class.
 
-    Any module ``(logits, mask) -> mean`` can take its place; one that has ``totals`` as well gets its evaluation loss
-    summed over the whole split and divided once.
+    Any module ``(logits, mask) -> mean`` can be used instead. For a loss that has ``totals`` as well, the evaluation
+    loss is summed over the whole split and divided once.
 
     Args:
-        class_weights: None: all classes weigh the same; ``inverse_frequency``: see :func:`inverse_frequency`, from
-            the training split's pixels, which the task asks the data module for when a training starts; or one
-            number per class.
-        ignore_index: the label that does not count.
+        class_weights: None, all classes have the same weight; ``inverse_frequency``, computed by the function of this
+            name from the pixel counts of the training split, which the task gets from the data module when a training
+            starts; or one number per class.
+        ignore_index: label of void pixels, which are ignored.
 
     Attributes:
-        class_weights: float [C], stored with the checkpoint, or None.
+        class_weights: float [C], saved in the checkpoint, or None.
 
     Raises:
-        VocsegError: weights that are negative, not finite, or all 0.
+        VocsegError: a weight is negative or not finite, or all weights are 0.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -40,19 +42,22 @@ class CrossEntropy(SavesInitArgs, nn.Module):
         super().__init__()
         self.ignore_index = ignore_index
         self.counts_classes = class_weights == INVERSE_FREQUENCY
-        given = isinstance(class_weights, Sequence) and not self.counts_classes
-        self.register_buffer("class_weights", torch.tensor(class_weights, dtype=torch.float32) if given else None)
-        if given:
-            if not torch.isfinite(self.class_weights).all() or self.class_weights.min() < 0:
+        weights = None
+        if isinstance(class_weights, Sequence) and not self.counts_classes:
+            weights = torch.tensor(class_weights, dtype=torch.float32)
+            if not torch.isfinite(weights).all() or weights.min() < 0:
                 raise VocsegError(f"class_weights must be finite and not negative, got {list(class_weights)}.")
-            if self.class_weights.sum() == 0:
+            if weights.sum() == 0:
                 raise VocsegError("class_weights are all 0: nothing would be learnt.")
+        self.register_buffer("class_weights", weights)
 
     def prepare(self, num_classes: int) -> None:
-        """Makes place for the weights of ``num_classes`` classes, all equal until counted; the task calls it.
+        """Allocates the class weights if they will be computed later, and checks their number. The task calls it.
+
+        Weights for ``inverse_frequency`` are all equal until they are computed.
 
         Raises:
-            VocsegError: weights were given for another number of classes.
+            VocsegError: there are weights for another number of classes.
         """
         if self.counts_classes and self.class_weights is None:
             self.class_weights = torch.full((num_classes,), 1 / num_classes)
@@ -60,14 +65,15 @@ class CrossEntropy(SavesInitArgs, nn.Module):
             raise VocsegError(f"class_weights has {len(self.class_weights)} numbers for {num_classes} classes.")
 
     def totals(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss summed over valid pixels, and what these pixels weigh together.
+        """Computes numerator and denominator of the mean loss.
 
         Args:
             logits: float [B, C, H, W].
-            mask: int64 [B, H, W].
+            mask: int64 [B, H, W], class indices or ``ignore_index``.
 
         Returns:
-            Two float scalars, sum and weight (without class weights: the number of valid pixels).
+            Two float scalars: the weighted loss summed over the valid pixels, and the sum of their weights (without
+            class weights, the number of valid pixels).
         """
         total = F.cross_entropy(
             logits.float(), mask, weight=self.class_weights, ignore_index=self.ignore_index, reduction="sum"
@@ -75,29 +81,29 @@ class CrossEntropy(SavesInitArgs, nn.Module):
         return total, self._weights(mask).sum().to(total.dtype)
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """The mean over valid pixels, a float scalar; shapes as in :meth:`totals`."""
+        """Computes the weighted mean over the valid pixels, a float scalar; shapes as in ``totals``."""
         total, weight = self.totals(logits, mask)
         return total / torch.where(weight > 0, weight, 1)
 
     def _weights(self, mask: Tensor) -> Tensor:
-        """What each pixel weighs, [B, H, W]: true or its class's weight; void false or 0."""
+        """Weight of each pixel, [B, H, W]: float, or bool without class weights; 0 or False for void."""
         valid = mask != self.ignore_index
         return valid if self.class_weights is None else self.class_weights[torch.where(valid, mask, 0)] * valid
 
 
 class FocalLoss(CrossEntropy):
-    """Focal loss: cross-entropy that counts a pixel the less the surer the network is of it already.
+    """Focal loss: cross-entropy that down-weights confidently classified pixels.
 
-    -(1 - p)^gamma log p, where p is the probability of the true class (Lin et al. 2017, "Focal Loss for Dense Object
-    Detection", equation 4; their alpha is ``class_weights``). With gamma 0 it is :class:`CrossEntropy`.
+    -(1 - p)^gamma log p, where p is the predicted probability of the true class (Lin et al. 2017, "Focal Loss for Dense
+    Object Detection", equation 4; their alpha is ``class_weights``). With gamma 0 it equals ``CrossEntropy``.
 
     Args:
         gamma: the exponent, at least 0.
-        class_weights: as in :class:`CrossEntropy`.
-        ignore_index: the label that does not count.
+        class_weights: as in ``CrossEntropy``.
+        ignore_index: label of void pixels, which are ignored.
 
     Raises:
-        VocsegError: a negative gamma, or weights as in :class:`CrossEntropy`.
+        VocsegError: gamma is negative, or the weights are invalid as in ``CrossEntropy``.
     """
 
     def __init__(
@@ -112,26 +118,26 @@ class FocalLoss(CrossEntropy):
         self.gamma = gamma
 
     def totals(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`CrossEntropy.totals`."""
+        """See ``CrossEntropy.totals``."""
         loss = F.cross_entropy(logits.float(), mask, ignore_index=self.ignore_index, reduction="none")
-        doubt = -torch.expm1(-loss)  # 1 - p without the cancellation near p = 1
-        # the slope of doubt^gamma is infinite at 0 for gamma < 1
+        error_probability = -torch.expm1(-loss)  # 1 - p, without cancellation near p = 1
+        # clamped because the derivative of x^gamma at 0 is infinite for gamma < 1
         weights = self._weights(mask)
-        total = (weights * doubt.clamp(min=1e-12) ** self.gamma * loss).sum()
+        total = (weights * error_probability.clamp(min=1e-12) ** self.gamma * loss).sum()
         return total, weights.sum().to(total.dtype)
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:
-    """Class weights w_c = (1/n_c) / sum over c of (1/n_c).
+    """Computes class weights w_c = (1 / n_c) / sum over k of (1 / n_k), as in the paper.
 
-    A class without pixels would weigh infinitely much; it weighs as much as the rarest that has some, and the sum runs
-    over the classes that occur.
+    The sum runs over the classes that have pixels. A class without pixels gets the weight of the rarest class that has
+    some, where the formula would give infinity.
 
     Args:
-        counts: [C], pixels n_c of each class.
+        counts: [C], number of pixels n_c of each class.
 
     Returns:
-        float [C].
+        float32 [C].
 
     Raises:
         VocsegError: no class has pixels.
@@ -139,15 +145,26 @@ def inverse_frequency(counts: Tensor) -> Tensor:
     counts = counts.double()
     occurs = counts > 0
     if not occurs.any():
-        raise VocsegError("Class weights cannot be counted: every pixel of the training split is void.")
+        raise VocsegError("Class weights cannot be computed: every pixel of the training split is void.")
     inverse = 1 / torch.where(occurs, counts, counts[occurs].min())
     return (inverse / inverse[occurs].sum()).float()
 
 
 def loss_totals(loss: nn.Module, logits: Tensor, mask: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """``loss.totals`` where there is one; else the mean that ``loss`` returns, weighted with its valid pixels."""
-    if hasattr(loss, "totals"):
-        return loss.totals(logits, mask)
+    """Computes numerator and denominator of the mean of any loss.
+
+    Args:
+        loss: if it has no ``totals``, the mean that it returns is multiplied by the number of valid pixels.
+        logits: float [B, C, H, W].
+        mask: int64 [B, H, W].
+        ignore_index: label of void pixels.
+
+    Returns:
+        Two float scalars, as ``CrossEntropy.totals``.
+    """
+    totals = getattr(loss, "totals", None)
+    if totals is not None:
+        return totals(logits, mask)
     count = (mask != ignore_index).sum()
     mean = loss(logits, mask) if count else torch.zeros((), device=logits.device)
     return mean * count, count.to(mean.dtype)

@@ -1,4 +1,4 @@
-"""HTML pages that need nothing beside them: pictures and styles are inside."""
+"""Building blocks of self-contained HTML pages: images and styles are embedded in the file."""
 
 import base64
 import html
@@ -21,7 +21,7 @@ img { max-width: 100%; } pre { background: #f5f5f5; padding: .7rem; overflow-x: 
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole page of the parts of its body."""
+    """Builds a complete page from its title and the HTML fragments of its body."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{text(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style></head>\n'
@@ -30,14 +30,14 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def text(value: Any) -> str:
-    """Any value as text that HTML cannot mistake for markup."""
+    """Escapes any value for use in HTML."""
     return html.escape(str(value))
 
 
 def picture(pixels: np.ndarray, caption: str = "", kind: str = "PNG") -> str:
-    """A picture, RGB uint8 [H, W, 3], inside the page; ``kind`` PNG or JPEG."""
+    """Builds a figure with an embedded image, RGB uint8 [H, W, 3]; ``kind`` is PNG or JPEG."""
     file = io.BytesIO()
-    settings = {"quality": 85} if kind == "JPEG" else {"optimize": True}
+    settings: dict[str, Any] = {"quality": 85} if kind == "JPEG" else {"optimize": True}
     Image.fromarray(pixels).save(file, kind, **settings)
     source = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
     return (
@@ -47,7 +47,7 @@ def picture(pixels: np.ndarray, caption: str = "", kind: str = "PNG") -> str:
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """A table of texts and numbers."""
+    """Builds a table; the cells are escaped."""
     cells = "".join(f"<th>{text(cell)}</th>" for cell in head)
     lines = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     return f"<table>\n<tr>{cells}</tr>\n{lines}</table>"

@@ -1,40 +1,44 @@
-"""Pictures: labels in colour, errors, panels of images, and figures of losses, confusions and IoU."""
+"""Images of label maps and errors, and matplotlib figures of losses, confusion matrices and IoU."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vocseg.data.labels import VOC_PALETTE, VOID
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 RIGHT, MISSED, WRONG = (235, 235, 235), (50, 110, 220), (215, 45, 40)
-"""Colours of :func:`errors`."""
+"""RGB colours of ``errors``."""
 
 
 def coloured(labels: np.ndarray) -> np.ndarray:
-    """Labels uint8 [H, W] in VOC's colours, uint8 [H, W, 3]; void is its cream."""
+    """Maps labels, uint8 [H, W], to the colours of VOC, RGB uint8 [H, W, 3]; void is cream."""
     return VOC_PALETTE[labels]
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """A photograph, RGB uint8 [H, W, 3], with its labels' colours upon it; background stays as it is."""
+    """Blends an image, RGB uint8 [H, W, 3], with the colours of its labels, uint8 [H, W]; background is unchanged."""
     mixed = (1 - opacity) * image + opacity * coloured(labels)
     return np.where((labels == 0)[..., None], image, mixed.round()).astype(np.uint8)
 
 
 def errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Where a prediction is wrong, RGB uint8 [H, W, 3].
+    """Shows where a prediction is wrong.
 
     Args:
         prediction: labels uint8 [H, W].
         truth: labels uint8 [H, W], 255 = void.
 
     Returns:
-        Light grey where it is right, blue where an object was called background, red where anything else went wrong,
-        and void's colour where nothing counts.
+        RGB uint8 [H, W, 3]: light grey where the prediction is right, blue where an object was predicted as background,
+        red for all other errors, and the colour of void where the truth is void.
     """
     picture = np.full((*truth.shape, 3), RIGHT, dtype=np.uint8)
     picture[prediction != truth] = WRONG
@@ -46,27 +50,28 @@ def errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def panels(
     rows: Sequence[Sequence[np.ndarray]],
     headings: Sequence[str],
-    legend: Sequence[tuple[str, Sequence[int]]] = (),
+    legend: Sequence[tuple[str, Sequence[int] | np.ndarray]] = (),
     width: int = 160,
 ) -> np.ndarray:
-    """Pictures in a grid, with headings above and a legend below.
+    """Arranges images in a grid, with headings above and a legend below.
 
     Args:
-        rows: of pictures RGB uint8 [H, W, 3], the first a photograph; those of a row have equal sizes.
-        headings: one for each column.
+        rows: rows of images, RGB uint8 [H, W, 3]. The first of a row is a photograph, the others show label colours;
+            all images of a row have the same size.
+        headings: one per column.
         legend: names and their RGB colours.
-        width: of a picture, in pixels.
+        width: width of a column in pixels.
 
     Returns:
         RGB uint8 [h, w, 3].
     """
     gap, line = 4, 16
     heights = [max(1, round(width * row[0].shape[0] / row[0].shape[1])) for row in rows]
-    # photographs on end would make a row much taller than the others
+    # portrait images get the height of a landscape column at most, so that rows have similar heights
     sizes = [(width, height) if height <= width else (width * width // height, width) for height in heights]
     total_width = gap + len(headings) * (width + gap)
-    entries = _places([name for name, _ in legend], total_width, gap)
-    legend_lines = 1 + max((place[1] for place in entries), default=-1)
+    positions = _legend_positions([name for name, _ in legend], total_width, gap)
+    legend_lines = 1 + max((line_number for _, line_number in positions), default=-1)
     total_height = line + sum(height + gap for _, height in sizes) + legend_lines * line + gap
     page = Image.new("RGB", (total_width, total_height), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
@@ -75,38 +80,57 @@ def panels(
     top = line
     for row, size in zip(rows, sizes, strict=True):
         for column, picture in enumerate(row):
-            if column == 0:  # the photograph; 128 colours halve a PNG's size
+            if column == 0:  # a photograph: 128 colours halve the size of the PNG
                 scaled = Image.fromarray(picture).resize(size, Image.Resampling.BOX).quantize(128).convert("RGB")
-            else:  # colours of labels must not be mixed
+            else:  # label colours must not be averaged
                 scaled = Image.fromarray(picture).resize(size, Image.Resampling.NEAREST)
             page.paste(scaled, (gap + column * (width + gap) + (width - size[0]) // 2, top))
         top += size[1] + gap
-    for (name, colour), (x, row_) in zip(legend, entries, strict=True):
-        y = top + row_ * line
-        draw.rectangle((x, y + 2, x + 12, y + 11), fill=tuple(int(part) for part in colour), outline="grey")
+    for (name, colour), (x, line_number) in zip(legend, positions, strict=True):
+        y = top + line_number * line
+        red, green, blue = (int(part) for part in colour)
+        draw.rectangle((x, y + 2, x + 12, y + 11), fill=(red, green, blue), outline="grey")
         draw.text((x + 16, y), name, fill="black", font=font)
     return np.array(page)
 
 
 def legend_of(labels: Sequence[np.ndarray], class_names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    """Legend entries of the classes (and void) that fill at least 0.2 % of one of the label maps."""
-    shares = [np.bincount(each.ravel(), minlength=256) / each.size for each in labels]
-    seen = np.flatnonzero(np.max(shares, axis=0) >= 0.002) if shares else []
+    """Legend entries (name, RGB colour) of the classes and void that cover at least 0.2 % of one of the label maps."""
+    fractions = [np.bincount(each.ravel(), minlength=256) / each.size for each in labels]
+    visible = np.flatnonzero(np.max(fractions, axis=0) >= 0.002).tolist() if fractions else []
     names = {**dict(enumerate(class_names)), VOID: "void"}
-    return [(names[int(label)], VOC_PALETTE[label]) for label in seen if int(label) in names]
+    return [(names[label], VOC_PALETTE[label]) for label in visible if label in names]
 
 
-def losses_figure(lines: Sequence[dict[str, float]], title: str, best_epoch: int | None = None) -> Any:
-    """Training and validation loss by epoch in one plot, from the lines of ``metrics.csv``; a matplotlib figure."""
+def losses_figure(lines: Sequence[Mapping[str, float]], title: str, best_epoch: int | None = None) -> "Figure":
+    """Plots training and validation loss by epoch.
+
+    Args:
+        lines: the lines of ``metrics.csv``.
+        title: title of the figure.
+        best_epoch: marked by a vertical line.
+    """
     return curves_figure(
         {"training": (lines, "train/loss"), "validation": (lines, "val/loss")}, "loss", title, best_epoch
     )
 
 
 def curves_figure(
-    curves: dict[str, tuple[Sequence[dict[str, float]], str]], ylabel: str, title: str, best_epoch: int | None = None
-) -> Any:
-    """One scalar by epoch for each label: ``{label: (lines of metrics.csv, name of the scalar)}``."""
+    curves: Mapping[str, tuple[Sequence[Mapping[str, float]], str]],
+    ylabel: str,
+    title: str,
+    best_epoch: int | None = None,
+) -> "Figure":
+    """Plots scalars by epoch.
+
+    Args:
+        curves: ``{label: (lines of metrics.csv, name of the scalar)}``; lines without the scalar are left out.
+        ylabel: label of the vertical axis.
+        title: title of the figure.
+        best_epoch: marked by a vertical line.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _subplots((5, 3.2))
     for label, (lines, name) in curves.items():
         points = [(line["epoch"], line[name]) for line in lines if name in line]
@@ -114,50 +138,55 @@ def curves_figure(
             axes.plot(*zip(*points, strict=True), marker=".", label=label)
     if best_epoch is not None:
         axes.axvline(best_epoch, color="grey", linewidth=0.8, linestyle=":", label="best val/miou")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))  # integer epochs
     axes.set(xlabel="epoch", ylabel=ylabel, title=title)
     axes.legend(fontsize=8)
     return figure
 
 
-def confusion_figure(matrix: np.ndarray, class_names: Sequence[str], title: str = "") -> Any:
-    """A confusion matrix, each row divided by its sum: of a class's true pixels, the share called each class.
+def confusion_figure(matrix: np.ndarray, class_names: Sequence[str], title: str = "") -> "Figure":
+    """Plots a confusion matrix with each row divided by its sum: the percentages of a true class's predictions.
 
     Args:
-        matrix: [C+1, C] or [C, C], rows are true labels; a void row is left out.
+        matrix: pixel counts [C+1, C] or [C, C]. Rows are true labels, columns predicted ones; row C (void) is left out.
         class_names: C names.
-        title: above it.
+        title: title of the figure.
 
     Returns:
-        A matplotlib figure. Classes without true pixels are empty rows.
+        The figure. The row of a class without true pixels is empty.
     """
     counts = np.asarray(matrix, dtype=float)[: len(class_names)]
-    shares = np.divide(
-        counts, counts.sum(1, keepdims=True), out=np.zeros_like(counts), where=counts.sum(1)[:, None] > 0
-    )
+    sums = counts.sum(1, keepdims=True)
+    fractions = np.divide(counts, sums, out=np.zeros_like(counts), where=sums > 0)
     count = len(class_names)
     side = 1.6 + 0.27 * count
     figure, axes = _subplots((side + 0.6, side))
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(count), class_names, rotation=90, fontsize=7)
     axes.set_yticks(range(count), class_names, fontsize=7)
     for row in range(count):
         for column in range(count):
-            if shares[row, column] >= 0.005:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                text = f"{100 * shares[row, column]:.0f}"
+            if fractions[row, column] >= 0.005:
+                colour = "white" if fractions[row, column] > 0.5 else "black"
+                text = f"{100 * fractions[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     axes.set(xlabel="predicted", ylabel="true", title=title or "% of each class's pixels")
     return figure
 
 
-def iou_figure(iou: dict[str, Sequence[float]], class_names: Sequence[str], title: str = "") -> Any:
-    """IoU of each class as bars, one colour for each entry of ``iou``; nan leaves a gap. A matplotlib figure."""
+def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], title: str = "") -> "Figure":
+    """Plots the IoU of each class as bars.
+
+    Args:
+        iou: ``{label: C values}``; each label has its own colour, and NaN has no bar.
+        class_names: C names.
+        title: title of the figure.
+    """
     figure, axes = _subplots((5, 1.2 + 0.22 * len(class_names)))
     thickness = 0.8 / len(iou)
     for number, (name, values) in enumerate(iou.items()):
-        places = np.arange(len(class_names)) + (number - (len(iou) - 1) / 2) * thickness
-        bars = axes.barh(places, np.nan_to_num(np.asarray(values, dtype=float)), thickness, label=name)
+        positions = np.arange(len(class_names)) + (number - (len(iou) - 1) / 2) * thickness
+        bars = axes.barh(positions, np.nan_to_num(np.asarray(values, dtype=float)), thickness, label=name)
         if len(iou) == 1:
             axes.bar_label(bars, ["" if value != value else f"{value:.2f}" for value in values], fontsize=7, padding=2)
     axes.set_yticks(range(len(class_names)), class_names, fontsize=8)
@@ -168,34 +197,36 @@ def iou_figure(iou: dict[str, Sequence[float]], class_names: Sequence[str], titl
     return figure
 
 
-def as_array(figure: Any, dpi: int = 100) -> np.ndarray:
-    """A matplotlib figure as RGB uint8 [h, w, 3]."""
+def as_array(figure: "Figure", dpi: int = 100) -> np.ndarray:
+    """Renders a matplotlib figure as RGB uint8 [h, w, 3]."""
     file = io.BytesIO()
     figure.savefig(file, dpi=dpi, format="png")
     with Image.open(file) as image:
         return np.array(image.convert("RGB"))
 
 
-def save_png(picture: Any, path: Path) -> None:
-    """Writes a picture, RGB uint8 [h, w, 3], or a matplotlib figure as a PNG."""
+def save_png(picture: "np.ndarray | Figure", path: Path) -> None:
+    """Writes an image, RGB uint8 [h, w, 3], or a matplotlib figure to a PNG file."""
     picture = picture if isinstance(picture, np.ndarray) else as_array(picture, dpi=110)
     Image.fromarray(picture).save(path, optimize=True)
 
 
-def _places(names: Sequence[str], width: int, gap: int) -> list[tuple[int, int]]:
-    """Where each name of a legend goes: x, and its line."""
-    font, x, row, places = ImageFont.load_default(11), gap, 0, []
+def _legend_positions(names: Sequence[str], width: int, gap: int) -> list[tuple[int, int]]:
+    """Positions of the names of a legend: (x in pixels, line number)."""
+    font, x, line_number = ImageFont.load_default(11), gap, 0
+    positions: list[tuple[int, int]] = []
     for name in names:
         length = int(font.getlength(name)) + 28
         if x + length > width and x > gap:
-            x, row = gap, row + 1
-        places.append((x, row))
+            x, line_number = gap, line_number + 1
+        positions.append((x, line_number))
         x += length
-    return places
+    return positions
 
 
-def _subplots(size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # not pyplot: no window, no state
+def _subplots(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+    """Creates a figure of ``size`` (width, height in inches) with one plot."""
+    from matplotlib.figure import Figure  # not pyplot, which opens windows and keeps global state
 
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots()

@@ -1,4 +1,4 @@
-"""Telling why a state dict does not fit a network."""
+"""Comparison of a state dict with the network that it is loaded into."""
 
 from collections.abc import Mapping
 
@@ -8,25 +8,25 @@ from vocseg.errors import VocsegError
 
 
 def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, network: str) -> None:
-    """Compares the keys and shapes of a state dict with those of a network.
+    """Checks that a state dict has the keys and shapes of a network.
 
     Args:
-        state: what is to be loaded.
+        state: the state dict to load.
         own: the network's own state dict.
         source: where ``state`` comes from, for the message.
-        network: what it is meant for, for the message.
+        network: name of the network, for the message.
 
     Raises:
-        VocsegError: they differ; the message names the first six keys.
+        VocsegError: keys or shapes differ; the message lists the first six differences.
     """
-    complaints = [f"missing: {key}" for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    complaints += [f"not of this network: {key}" for key in state if key not in own]
-    complaints += [
+    problems = [f"missing: {key}" for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    problems += [f"not of this network: {key}" for key in state if key not in own]
+    problems += [
         f"{key}: shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    if complaints:
-        shown = "\n".join(f"  {line}" for line in complaints[:6])
-        more = f"\n  and {len(complaints) - 6} more" if len(complaints) > 6 else ""
+    if problems:
+        shown = "\n".join(f"  {line}" for line in problems[:6])
+        more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise VocsegError(f"{source} does not fit {network}:\n{shown}{more}")

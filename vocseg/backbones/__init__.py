@@ -1,4 +1,4 @@
-"""Backbones: an image in, a list of features out, shallow to deep."""
+"""Backbones: networks that turn an image into a list of feature maps, shallow to deep."""
 
 from vocseg.backbones.base import Backbone
 from vocseg.backbones.mobilenet import MobileNetV2

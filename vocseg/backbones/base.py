@@ -1,4 +1,6 @@
-"""What a backbone is, and what every backbone of ours can do: load pretrained weights late, and stay frozen."""
+"""The base class of all backbones: deferred loading of pretrained weights, and freezing that lasts."""
+
+from typing import TYPE_CHECKING, Any, Self
 
 import lightning as L
 import torch
@@ -8,66 +10,75 @@ from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError, nearest
 from vocseg.state_dicts import check_fits
 
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
 
 class Backbone(SavesInitArgs, L.LightningModule):
-    """Turns an image into features, shallow to deep.
+    """A network that turns an image into feature maps, shallow to deep.
 
-    Subclasses set ``channels`` and ``strides`` (one entry per feature; a stride is the input's size divided by the
-    feature's) and implement ``forward``. Any ``nn.Module`` with these three serves the task as well; deriving from this
-    class adds pretrained weights, freezing that lasts, and checkpoints that can rebuild the backbone.
+    Subclasses set ``channels`` and ``strides`` and implement ``forward``. Any ``nn.Module`` with these three can be the
+    backbone of a task. Deriving from this class adds pretrained weights, freezing that survives ``train()``, and
+    checkpoints from which the backbone can be rebuilt.
 
     Args:
         weights: name of one of torchvision's weights for this network (``IMAGENET1K_V1``), the path of a state dict, or
-            None. They are read by :meth:`load_pretrained`, not here.
-        freeze: see :meth:`freeze`.
+            None. ``load_pretrained`` reads them; the constructor does not.
+        freeze: see ``freeze``.
     """
 
     channels: list[int]
+    """Number of channels of each feature."""
     strides: list[int]
-    torchvision_weights = None
-    """torchvision's enum of weights for this network, if it has any."""
+    """Stride of each feature: the size of the input divided by the size of the feature."""
+    torchvision_weights: "type[WeightsEnum] | None" = None
+    """torchvision's enum of the pretrained weights of this network, if there are any."""
     unused_weights: tuple[str, ...] = ()
-    """Prefixes of the keys in such a state dict that segmentation does not use."""
+    """Prefixes of the keys in a pretrained state dict that segmentation does not use."""
 
     def __init__(self, weights: str | None = None, freeze: bool = False) -> None:
         super().__init__()
         self.frozen = freeze
-        self._pending_weights = weights
+        self._pending_weights: str | None = weights
         self.register_load_state_dict_post_hook(_forget_pretrained)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Computes the features.
 
         Args:
-            image: float [B, 3, H, W], normalised; H and W divisible by the largest stride.
+            image: float [B, 3, H, W], normalised with ImageNet's mean and standard deviation; H and W are multiples of
+                the largest stride.
 
         Returns:
             One float tensor [B, channels[i], H / strides[i], W / strides[i]] per feature.
         """
         raise TypeError(f"{type(self).__name__} must implement forward(image) -> list of features")
 
-    def freeze(self) -> None:
-        """Stops training this backbone for good: no gradients, and eval mode even after ``train()``."""
+    def freeze(self) -> Self:
+        """Stops all training of this backbone: no gradients, and eval mode even after ``train()``."""
         self.frozen = True
         super().freeze()
+        return self
 
-    def unfreeze(self) -> None:
-        """Undoes :meth:`freeze`."""
+    def unfreeze(self) -> Self:
+        """Reverts ``freeze``."""
         self.frozen = False
         super().unfreeze()
+        return self
 
-    def train(self, mode: bool = True) -> "Backbone":
-        """Sets training mode; a frozen backbone stays in eval mode, else its batch-norm statistics would move."""
+    def train(self, mode: bool = True) -> Self:
+        """Sets training mode, unless the backbone is frozen: its batch-norm statistics must not change."""
         return super().train(mode and not self.frozen)
 
     def load_pretrained(self) -> None:
-        """Reads the pretrained weights; the task calls this when a new training starts.
+        """Loads the pretrained weights. The task calls this when a new training starts.
 
-        Does nothing when there are none, when they have been read, or when a state dict has been loaded meanwhile: a
-        checkpoint never needs the weights it started from.
+        Does nothing if ``weights`` is None, or if a state dict has been loaded since construction. Loading or resuming
+        a checkpoint therefore never needs the pretrained weights.
 
         Raises:
-            VocsegError: the file or name is unknown, is no state dict, or does not fit (with the keys).
+            VocsegError: the weights are neither a file nor a known name, cannot be downloaded, are not a state dict, or
+                do not fit this network (the message lists the keys).
         """
         if self._pending_weights is None:
             return
@@ -79,32 +90,37 @@ class Backbone(SavesInitArgs, L.LightningModule):
         self.load_state_dict(state, strict=False)
 
     def _read_weights(self, source: str) -> dict[str, Tensor]:
-        names = [] if self.torchvision_weights is None else list(self.torchvision_weights.__members__)
-        if source in names:
+        enum = self.torchvision_weights
+        names: list[str] = [] if enum is None else list(enum.__members__)
+        if enum is not None and source in names:
             try:
-                return self.torchvision_weights[source].get_state_dict(progress=True, check_hash=True)
+                return enum[source].get_state_dict(progress=True, check_hash=True)
             except OSError as error:
                 raise VocsegError(
-                    f"The weights {source} could not be downloaded ({error}). Download them elsewhere and give the "
-                    "file: --model.backbone.weights /path/to/weights.pth"
+                    f"The weights {source} could not be downloaded ({error}). Download them on another machine and "
+                    "pass the file: --model.backbone.weights /path/to/weights.pth"
                 ) from error
         try:
             state = torch.load(source, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise VocsegError(
-                f"There are no weights {source!r}: it is neither a file nor one of {', '.join(names) or 'no names'}."
+                f"There are no weights {source!r}: no such file"
+                + (f", and not one of the names {', '.join(names)}." if names else ".")
                 + nearest(source, names)
             ) from error
-        except Exception as error:  # torch raises half a dozen kinds for a file that is not its own
+        except Exception as error:  # torch raises many kinds of exceptions for a damaged or untrusted file
             raise VocsegError(
-                f"The weights file {source} is no state dict that loads safely: {_first_line(error)}"
+                f"The weights file {source} is not a state dict that loads safely: {_first_line(error)}"
             ) from error
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise VocsegError(f"The weights file {source} holds no plain state dict (a dictionary of tensors).")
+            raise VocsegError(
+                f"The weights file {source} holds no plain state dict (a dictionary from names to tensors)."
+            )
         return state
 
 
-def _forget_pretrained(backbone: Backbone, _incompatible_keys) -> None:
+def _forget_pretrained(backbone: Backbone, _incompatible_keys: Any) -> None:
+    """Cancels the pending weights; runs after each ``load_state_dict``."""
     backbone._pending_weights = None
 
 

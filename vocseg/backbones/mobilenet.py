@@ -1,4 +1,4 @@
-"""torchvision's MobileNetV2 as a backbone."""
+"""MobileNetV2 from torchvision as a backbone."""
 
 from typing import Literal
 
@@ -10,16 +10,17 @@ from vocseg.layers import xavier_
 
 
 class MobileNetV2(Backbone):
-    """torchvision's MobileNetV2 without its classifier (Sandler et al. 2018).
+    """MobileNetV2 from torchvision without its classifier (Sandler et al. 2018, "MobileNetV2").
 
-    Features of 24, 32, 96 and 1280 channels. With ``output_stride`` 16 the last stage keeps its resolution and dilates
-    its convolutions instead (Chen et al. 2017, "Rethinking Atrous Convolution", section 3.1): same weights, finer maps.
+    The features have 24, 32, 96 and 1280 channels at strides 4, 8, 16 and ``output_stride``. With ``output_stride`` 16
+    the last stage does not halve the resolution and uses dilated convolutions instead (Chen et al. 2017, "Rethinking
+    Atrous Convolution", section 3.1). The weights are the same; the deepest feature has twice the resolution.
 
     Args:
-        weights: ``IMAGENET1K_V1`` (through torchvision), the path of a state dict of torchvision's network, or None
-            (Xavier-uniform).
-        freeze: do not train it; its batch-norm statistics stay as they are.
-        output_stride: encoder stride of the deepest feature, 32 or 16.
+        weights: ``IMAGENET1K_V1`` (torchvision downloads it), the path of a state dict of torchvision's network, or
+            None (Xavier-uniform initialisation).
+        freeze: do not train this backbone, and do not update its batch-norm statistics.
+        output_stride: stride of the deepest feature, 32 or 16.
     """
 
     torchvision_weights = models.MobileNet_V2_Weights
@@ -41,11 +42,11 @@ class MobileNetV2(Backbone):
             for layer in self.features[block].modules():
                 if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
                     layer.stride = (1, 1)
-                    if block > 14:  # block 14 did the halving: what follows it must look twice as far
+                    if block > 14:  # later blocks now see twice the resolution: dilation 2 keeps their receptive field
                         layer.dilation = layer.padding = (2, 2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """See :meth:`Backbone.forward`; features at strides 4, 8, 16 and ``output_stride``."""
+        """See ``Backbone.forward``. Features at strides 4, 8, 16 and ``output_stride``."""
         features = []
         for number, block in enumerate(self.features):
             image = block(image)

@@ -1,4 +1,4 @@
-"""torchvision's ResNets as backbones."""
+"""ResNets from torchvision as backbones."""
 
 from typing import Literal
 
@@ -10,16 +10,16 @@ from vocseg.layers import xavier_
 
 
 class ResNet(Backbone):
-    """torchvision's ResNet without its pooling and classifier (He et al. 2016, "Deep Residual Learning").
+    """A ResNet from torchvision without its pooling and classifier (He et al. 2016, "Deep Residual Learning").
 
-    Features of its four stages, at strides 4, 8, 16 and 32. ``ResNet(34, "IMAGENET1K_V1", freeze=True)`` is the encoder
-    of the paper's transfer network (section 3.6.2; 21,284,672 parameters).
+    The features are the outputs of its four stages, at strides 4, 8, 16 and 32. ``ResNet(34, "IMAGENET1K_V1",
+    freeze=True)`` is the encoder of the paper's transfer network (section 3.6.2; 21,284,672 parameters).
 
     Args:
         depth: 18, 34, 50 or 101.
-        weights: ``IMAGENET1K_V1`` (through torchvision), the path of a state dict of torchvision's network, or None
-            (Xavier-uniform).
-        freeze: do not train it; its batch-norm statistics stay as they are.
+        weights: ``IMAGENET1K_V1`` (torchvision downloads it), the path of a state dict of torchvision's network, or
+            None (Xavier-uniform initialisation).
+        freeze: do not train this backbone, and do not update its batch-norm statistics.
     """
 
     unused_weights = ("fc.",)
@@ -28,7 +28,7 @@ class ResNet(Backbone):
         super().__init__(weights=weights, freeze=freeze)
         self.torchvision_weights = models.get_model_weights(f"resnet{depth}")
         network = models.get_model(f"resnet{depth}", weights=None)
-        # the children keep torchvision's names, so that its state dicts load as they are
+        # same submodule names as in torchvision, so that its state dicts load unchanged
         self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             network.layer1,
@@ -44,7 +44,7 @@ class ResNet(Backbone):
             self.freeze()
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """See :meth:`Backbone.forward`; features at strides 4, 8, 16, 32."""
+        """See ``Backbone.forward``. Features at strides 4, 8, 16 and 32."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -1,4 +1,4 @@
-"""The paper's own encoder."""
+"""The encoder of the paper's baseline."""
 
 from torch import Tensor, nn
 
@@ -7,14 +7,15 @@ from vocseg.layers import Activation, paper_block, xavier_
 
 
 class StridedEncoder(Backbone):
-    """Strided convolutions, each halving the size: the encoder of the paper's baseline (Fig. 1).
+    """The encoder of the paper's baseline (Fig. 1): strided convolutions, each of which halves the resolution.
 
-    Five times Conv2d(k3, s2, p1) -> activation -> batch norm, 3-32-64-128-256-512 channels, Xavier-uniform weights.
+    Five blocks Conv2d(kernel 3, stride 2, padding 1) -> activation -> batch norm with 3-32-64-128-256-512 channels.
+    Xavier-uniform initialisation.
 
     Args:
         activation: ``relu`` or ``leaky_relu``.
-        widths: output channels of each convolution.
-        freeze: do not train it.
+        widths: output channels of each convolution; their number is the number of blocks.
+        freeze: do not train this backbone.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class StridedEncoder(Backbone):
             self.freeze()
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """See :meth:`Backbone.forward`; features at strides 2, 4, 8, 16, 32."""
+        """See ``Backbone.forward``. Features at strides 2, 4, 8, ..., one per block."""
         features = []
         for block in self.blocks:
             image = block(image)

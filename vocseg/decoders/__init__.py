@@ -1,4 +1,4 @@
-"""Decoders: a backbone's features in, logits out."""
+"""Decoders: networks that turn the features of a backbone into logits."""
 
 from vocseg.decoders.base import Decoder
 from vocseg.decoders.deconv import DeconvDecoder

@@ -1,4 +1,4 @@
-"""What a decoder is."""
+"""The base class of all decoders."""
 
 from itertools import pairwise
 
@@ -10,10 +10,10 @@ from vocseg.errors import VocsegError
 
 
 class Decoder(SavesInitArgs, L.LightningModule):
-    """Turns a backbone's features into logits.
+    """A network that turns the features of a backbone into logits.
 
-    The task makes it from the backbone's ``channels`` and ``strides`` and the number of classes; these three come first
-    in every decoder's constructor, and settings of its own follow.
+    The task constructs the decoder from the backbone's ``channels`` and ``strides`` and the number of classes. These
+    three are the first parameters of every decoder's constructor; the decoder's own settings follow.
     """
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -23,19 +23,23 @@ class Decoder(SavesInitArgs, L.LightningModule):
             features: one float tensor [B, channels[i], H / strides[i], W / strides[i]] per feature, shallow to deep.
 
         Returns:
-            float [B, num_classes, h, w] at the decoder's own resolution; the task brings them to the input's size.
+            float [B, num_classes, h, w] at the decoder's own resolution; the caller resizes them to the input's size.
         """
         raise TypeError(f"{type(self).__name__} must implement forward(features) -> logits")
 
 
 def check_strides_double(strides: list[int], decoder: str) -> None:
-    """Makes sure that each feature is half the size of the one before it.
+    """Checks that each stride is twice the previous one.
+
+    Args:
+        strides: strides of the backbone's features.
+        decoder: name of the decoder that needs it, for the message.
 
     Raises:
-        VocsegError: it is not; SkipDecoder takes features of any strides.
+        VocsegError: one is not.
     """
     if any(after != 2 * before for before, after in pairwise(strides)):
         raise VocsegError(
-            f"{decoder} needs a backbone whose features halve in size from one to the next, and the strides are "
-            f"{', '.join(map(str, strides))}. SkipDecoder takes any."
+            f"{decoder} needs a backbone whose strides double from each feature to the next, but they are "
+            f"{', '.join(map(str, strides))}. SkipDecoder takes any strides."
         )

@@ -1,4 +1,4 @@
-"""The paper's own decoder."""
+"""The decoder of the paper's baseline."""
 
 import math
 
@@ -9,18 +9,18 @@ from vocseg.layers import Activation, paper_block, xavier_
 
 
 class DeconvDecoder(Decoder):
-    """Transposed convolutions, each doubling the size: the decoder of the paper's baseline (Fig. 2).
+    """The decoder of the paper's baseline (Fig. 2): transposed convolutions, each of which doubles the resolution.
 
-    ConvTranspose2d(k3, s2, p1, output padding 1) -> activation -> batch norm, as many as bring the deepest feature back
-    to the input's size (five for a stride of 32: 512-256-128-64-32 channels), then a 1x1 convolution. Uses the deepest
-    feature alone. Xavier-uniform weights.
+    Blocks of ConvTranspose2d(kernel 3, stride 2, padding 1, output padding 1) -> activation -> batch norm bring the
+    deepest feature back to the input's size: five blocks with 512-256-128-64-32 channels for a stride of 32. A 1x1
+    convolution follows. Only the deepest feature is used. Xavier-uniform initialisation.
 
     Args:
-        channels: of the backbone's features.
-        strides: of the backbone's features.
+        channels: channels of the backbone's features.
+        strides: strides of the backbone's features.
         num_classes: channels of the logits.
         activation: ``relu`` or ``leaky_relu``.
-        widths: output channels of each block, deepest first; a backbone of a smaller stride uses the first ones.
+        widths: output channels of each block, deepest first. For a smaller stride only the first ones are used.
     """
 
     def __init__(
@@ -43,5 +43,5 @@ class DeconvDecoder(Decoder):
         xavier_(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """See :meth:`Decoder.forward`."""
+        """See ``Decoder.forward``. The logits have the size of the input."""
         return self.head(self.blocks(features[-1]))

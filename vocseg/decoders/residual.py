@@ -8,21 +8,22 @@ from vocseg.layers import Activation, xavier_
 
 
 class ResidualDecoder(DeconvDecoder):
-    """The baseline's decoder with a shortcut from the encoder at every level (Fig. 3).
+    """The decoder of the paper's residual autoencoder (Fig. 3): the baseline's decoder plus shortcuts from the encoder.
 
-    The listing has, at each level, a second ConvTranspose2d with as many channels in as out (512, 256, 128, 64, 32).
-    Its channel counts rule out concatenation, and adding encoder maps of equal size. The reading that fits text and
-    listing: it doubles the size of the encoder's feature of the same channels, and its output is added to the block's.
+    The paper's listing has a second ConvTranspose2d at each level, with equally many input and output channels (512,
+    256, 128, 64, 32). These numbers rule out both concatenation and the addition of encoder features of equal size. The
+    interpretation that fits text and listing: the second ConvTranspose2d doubles the resolution of the encoder feature
+    with the same number of channels, and its output is added to the output of the block. Xavier-uniform initialisation.
 
     Args:
-        channels: of the backbone's features.
-        strides: of the backbone's features: 2, 4, 8, ...
+        channels: channels of the backbone's features.
+        strides: strides of the backbone's features; each must be twice the previous one.
         num_classes: channels of the logits.
         activation: ``relu`` or ``leaky_relu``.
         widths: output channels of each block, deepest first.
 
     Raises:
-        VocsegError: a feature is not half the size of the one before it.
+        VocsegError: a stride is not twice the previous one.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ResidualDecoder(DeconvDecoder):
         xavier_(self.shortcuts)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """See :meth:`Decoder.forward`."""
+        """See ``Decoder.forward``. The logits have the size of the input."""
         x = features[-1]
         for level, block in enumerate(self.blocks):
             x = block(x)

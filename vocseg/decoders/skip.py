@@ -1,4 +1,4 @@
-"""A light decoder that uses every feature of the backbone."""
+"""A small decoder that uses every feature of the backbone."""
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +9,19 @@ from vocseg.layers import conv_norm_act, xavier_
 
 
 class SkipDecoder(Decoder):
-    """Upsamples the deepest feature step by step and joins each shallower one on the way, for any backbone.
+    """A decoder with skip connections that works with any backbone.
 
-    The deepest feature is reduced by a 1x1 convolution and joined by a global-average branch (the image as context, as
-    in ParseNet, Liu et al. 2015); at each step the map is upsampled bilinearly to the next shallower feature,
-    concatenated with a 1x1 projection of it, and mixed by a 3x3 convolution (as in DeepLabV3+, Chen et al. 2018).
-    Logits come out at the shallowest feature's resolution. Xavier-uniform weights.
+    A 1x1 convolution reduces the deepest feature, and a global-average branch is added to it (as in ParseNet, Liu et
+    al. 2015). At each step the result is upsampled bilinearly to the size of the next shallower feature, concatenated
+    with a 1x1 projection of that feature, and passed through a 3x3 convolution (as in DeepLabV3+, Chen et al. 2018).
+    The logits have the resolution of the shallowest feature. Xavier-uniform initialisation.
 
     Args:
-        channels: of the backbone's features.
-        strides: of the backbone's features.
+        channels: channels of the backbone's features.
+        strides: strides of the backbone's features.
         num_classes: channels of the logits.
-        width: channels of the decoder's maps; the last, largest map has half of it.
-        dropout: share of channels dropped before the classifier while training.
+        width: channels inside the decoder; the last step has half as many.
+        dropout: probability with which a channel is dropped before the last convolution during training.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class SkipDecoder(Decoder):
         super().__init__()
         *skips, deepest = channels
         self.reduce = conv_norm_act(deepest, width, 1)
-        # no batch norm here: a pooled map has one value per image, too few to normalise in a batch of one
+        # no batch norm here: a pooled map has one value per image and channel, too few for a batch of one image
         self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(deepest, width, 1), nn.ReLU(inplace=True))
         self.project, self.mix = nn.ModuleList(), nn.ModuleList()
         before = width
@@ -43,7 +43,7 @@ class SkipDecoder(Decoder):
         xavier_(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """See :meth:`Decoder.forward`."""
+        """See ``Decoder.forward``. The logits have the size of the shallowest feature."""
         *skips, deepest = features
         x = self.reduce(deepest) + self.context(deepest)
         for skip, project, mix in zip(reversed(skips), self.project, self.mix, strict=True):

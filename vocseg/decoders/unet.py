@@ -1,4 +1,4 @@
-"""The expanding halves of the paper's two U-Nets: the one its text describes, and the one it lists."""
+"""The decoders of the paper's two U-Nets: the one that its text describes, and the one that its Fig. 5 lists."""
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,18 @@ from vocseg.layers import Activation, paper_block, xavier_
 class UNetDecoder(Decoder):
     """The expanding path of an ordinary U-Net (Ronneberger et al. 2015; the paper's text, section 3.6.3).
 
-    From the deepest feature up: a 2x2 transposed convolution that doubles the size and takes on the next shallower
-    feature's channels, concatenation with that feature, two 3x3 convolutions; a 1x1 convolution at last. Every feature
-    must have twice the size of the one below it. Xavier-uniform weights.
+    At each level, from the deepest feature upwards: a 2x2 transposed convolution doubles the resolution and reduces the
+    channels to those of the next shallower feature; the result is concatenated with that feature; two 3x3 convolutions
+    follow. A 1x1 convolution gives the logits. Xavier-uniform initialisation.
 
     Args:
-        channels: of the backbone's features.
-        strides: of the backbone's features, each half of the next.
+        channels: channels of the backbone's features.
+        strides: strides of the backbone's features; each must be twice the previous one.
         num_classes: channels of the logits.
         activation: ``relu`` or ``leaky_relu``.
 
     Raises:
-        VocsegError: a feature is not half the size of the one before it.
+        VocsegError: a stride is not twice the previous one.
     """
 
     def __init__(
@@ -29,14 +29,14 @@ class UNetDecoder(Decoder):
     ) -> None:
         check_strides_double(strides, "UNetDecoder")
         super().__init__()
-        steps = list(zip(channels[:0:-1], channels[-2::-1], strict=True))  # (deeper, shallower), from below
+        steps = list(zip(channels[:0:-1], channels[-2::-1], strict=True))  # (deeper, shallower), deepest first
         self.ups = nn.ModuleList(nn.ConvTranspose2d(deeper, shallower, 2, stride=2) for deeper, shallower in steps)
         self.mixes = nn.ModuleList(_two_convolutions(shallower, activation, padding=1) for _, shallower in steps)
         self.head = nn.Conv2d(channels[0], num_classes, 1)
         xavier_(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """See :meth:`Decoder.forward`."""
+        """See ``Decoder.forward``. The logits have the size of the shallowest feature."""
         *skips, x = features
         for up, mix, skip in zip(self.ups, self.mixes, reversed(skips), strict=True):
             x = mix(torch.cat([skip, up(x)], dim=1))
@@ -44,16 +44,17 @@ class UNetDecoder(Decoder):
 
 
 class ListedUNetDecoder(Decoder):
-    """The expanding path of the paper's U-Net as its Fig. 5 lists it, for :class:`ListedUNetEncoder`.
+    """The decoder of the paper's U-Net exactly as its Fig. 5 lists it, for ``ListedUNetEncoder``.
 
-    Four times: ConvTranspose2d(k3, s2, p0), n -> 2n + 1 pixels; its centre, of the skip's size; concatenation with the
-    skip; two 3x3 convolutions, padding 1, in the last step padding 2, which gives the image's size back. Cutting the
-    centre out of a map of twice the size misaligns deep and shallow features; the listing does not mend that, nor is it
-    mended here. Xavier-uniform weights.
+    Each of the four steps applies ConvTranspose2d(kernel 3, stride 2, padding 0), which turns n pixels into 2n + 1,
+    crops the result around its centre to the size of the skip feature, concatenates both, and applies two 3x3
+    convolutions. Their padding is 1, and 2 in the last step, which restores the size of the image. The crop misaligns
+    deep and shallow features; this is so in the paper's listing and is not corrected here. Xavier-uniform
+    initialisation.
 
     Args:
-        channels: of the backbone's features.
-        strides: of the backbone's features, all 1.
+        channels: channels of the backbone's features.
+        strides: strides of the backbone's features, all 1.
         num_classes: channels of the logits.
         activation: ``relu`` or ``leaky_relu``.
     """
@@ -72,7 +73,7 @@ class ListedUNetDecoder(Decoder):
         xavier_(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """See :meth:`Decoder.forward`; the logits have the image's size."""
+        """See ``Decoder.forward``. The logits have the size of the image."""
         *skips, x = features
         for up, mix, skip in zip(self.ups, self.mixes, reversed(skips), strict=True):
             x = mix(torch.cat([skip, _centre(up(x), skip.shape[-2:])], dim=1))
@@ -80,13 +81,14 @@ class ListedUNetDecoder(Decoder):
 
 
 def _two_convolutions(channels: int, activation: Activation, padding: int) -> nn.Sequential:
-    """Two 3x3 blocks that take ``channels`` of a skip and as many from below, and leave ``channels``."""
+    """Two 3x3 convolution blocks, from 2 x ``channels`` (the skip feature and the upsampled one) to ``channels``."""
     return nn.Sequential(
         paper_block(nn.Conv2d(2 * channels, channels, 3, padding=padding), activation),
         paper_block(nn.Conv2d(channels, channels, 3, padding=padding), activation),
     )
 
 
-def _centre(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _centre(x: Tensor, size: torch.Size) -> Tensor:
+    """Crops ``x`` around its centre to ``size`` (height, width)."""
     top, left = ((x.shape[axis] - side) // 2 for axis, side in zip((-2, -1), size, strict=True))
     return x[..., top : top + size[0], left : left + size[1]]
