@@ -1,3 +1,5 @@
+"""Components to configuration and back: what is recorded, what is rebuilt, what is refused."""
+
 import copy
 import pickle
 from functools import partial
@@ -11,7 +13,7 @@ from vocseg.components import factory_from_config, to_config
 
 
 class NoArguments(nn.Module):
-    """A stranger's module that needs nothing."""
+    """A user's module whose constructor has no arguments."""
 
     def __init__(self):
         super().__init__()
@@ -19,22 +21,22 @@ class NoArguments(nn.Module):
 
 
 class SomeArguments(nn.Module):
-    """A stranger's module whose arguments nobody wrote down."""
+    """A user's module whose arguments are not recorded."""
 
     def __init__(self, width=3):
         super().__init__()
         self.layer = nn.Linear(width, 1)
 
 
-def test_our_components_record_defaults_positions_and_keywords():
+def test_components_record_positional_keyword_and_default_arguments():
     assert to_config(StridedEncoder("leaky_relu", widths=(8, 16))) == {
         "class_path": "vocseg.StridedEncoder",
         "init_args": {"activation": "leaky_relu", "widths": [8, 16], "freeze": False},
     }
 
 
-def test_a_component_built_inside_another_constructor_records_its_own_arguments():
-    """Lightning's save_hyperparameters would record the outer constructor's."""
+def test_component_built_inside_another_constructor_records_its_own_arguments():
+    """Lightning's save_hyperparameters would record those of the outer constructor."""
 
     class Outer(nn.Module):
         def __init__(self, width):
@@ -45,7 +47,7 @@ def test_a_component_built_inside_another_constructor_records_its_own_arguments(
 
 
 @pytest.mark.parametrize(
-    ("component", "description"),
+    ("component", "config"),
     [
         (None, None),
         ({"class_path": "a.B"}, {"class_path": "a.B"}),
@@ -60,20 +62,20 @@ def test_a_component_built_inside_another_constructor_records_its_own_arguments(
         (partial(SomeArguments, width=object()), {"unrecorded": f"{__name__}.SomeArguments"}),
     ],
 )
-def test_descriptions(component, description):
-    assert to_config(component) == description
+def test_to_config(component, config):
+    assert to_config(component) == config
 
 
-class Passing(Schedule):
-    """A stranger's subclass that hands on whatever it gets."""
+class VariadicSchedule(Schedule):
+    """A user's subclass that passes all its arguments on."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
 
 
-def test_arguments_handed_on_are_recorded_by_their_names_or_not_at_all():
-    assert to_config(Passing(kind="poly", warmup=2))["init_args"] == {"kind": "poly", "warmup": 2}
-    assert to_config(Passing("poly")) == {"unrecorded": f"{__name__}.Passing"}
+def test_variadic_arguments_are_recorded_only_if_passed_by_name():
+    assert to_config(VariadicSchedule(kind="poly", warmup=2))["init_args"] == {"kind": "poly", "warmup": 2}
+    assert to_config(VariadicSchedule("poly")) == {"unrecorded": f"{__name__}.VariadicSchedule"}
 
 
 def test_local_classes_are_not_recorded():
@@ -84,19 +86,19 @@ def test_local_classes_are_not_recorded():
     assert "unrecorded" in to_config(Local())
 
 
-def test_a_description_builds_the_same_component():
+def test_config_builds_an_equal_component():
     original = Schedule("poly", warmup=3)
     assert to_config(factory_from_config(to_config(original), "schedule", Schedule)()) == to_config(original)
 
 
-def test_copies_keep_the_record():
+def test_copies_keep_the_recorded_arguments():
     backbone = MobileNetV2(output_stride=16)
     for copied in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
         assert to_config(copied) == to_config(backbone)
 
 
 @pytest.mark.parametrize(
-    ("description", "message"),
+    ("config", "message"),
     [
         ({"unrecorded": "mine.Net"}, r"does not say how to build its backbone \(mine.Net\)"),
         ({"class_path": "no_such_module.Net"}, "No module named 'no_such_module'"),
@@ -105,6 +107,6 @@ def test_copies_keep_the_record():
         ({"class_path": "os.system"}, "no class that can serve"),
     ],
 )
-def test_what_cannot_be_built_is_named_and_nothing_else_is_called(description, message):
+def test_unbuildable_configs_are_refused_and_other_callables_never_called(config, message):
     with pytest.raises(VocsegError, match=message):
-        factory_from_config(description, "backbone", torch.nn.Module)
+        factory_from_config(config, "backbone", torch.nn.Module)

@@ -1,4 +1,4 @@
-"""Every backbone with every decoder, held to one contract."""
+"""The contract of backbones and decoders, for every combination of both."""
 
 import lightning as L
 import pytest
@@ -37,18 +37,18 @@ def backbone(request):
 @pytest.fixture(params=DECODERS)
 def decoder(request):
     if request.param in ("residual", "unet") and request.node.callspec.params.get("backbone") == "mobilenet16":
-        pytest.skip("refuses features of equal size: test_decoders_that_need_halving_features_say_so")
+        pytest.skip("needs doubling strides, see test_decoders_that_need_doubling_strides_refuse_others")
     return DECODERS[request.param]
 
 
 @pytest.mark.parametrize("name", ["residual", "unet"])
-def test_decoders_that_need_halving_features_say_so(name):
+def test_decoders_that_need_doubling_strides_refuse_others(name):
     with pytest.raises(VocsegError, match=r"4, 8, 16, 16\. SkipDecoder takes any"):
         SegmentationTask(MobileNetV2(output_stride=16), DECODERS[name], CLASSES)
 
 
 @pytest.mark.parametrize("name", [*BACKBONES, 34, 101])
-def test_features_are_what_channels_and_strides_say(name):
+def test_feature_shapes_match_channels_and_strides(name):
     network = (ResNet(name) if isinstance(name, int) else BACKBONES[name]()).eval()
     features = network(torch.rand(2, 3, 64, 96))
     assert [f.shape for f in features] == [
@@ -58,7 +58,7 @@ def test_features_are_what_channels_and_strides_say(name):
     assert network.strides == sorted(network.strides)
 
 
-def test_logits_have_the_inputs_size_and_train_every_parameter(backbone, decoder):
+def test_logits_have_the_size_of_the_input_and_every_parameter_gets_a_gradient(backbone, decoder):
     task = SegmentationTask(backbone(), decoder, CLASSES)
     logits = task(torch.rand(2, 3, 33, 47))
     assert logits.shape == (2, len(CLASSES), 33, 47)
@@ -74,22 +74,24 @@ def test_inputs_of_any_size(decoder, size):
 
 
 def test_padding_keeps_every_logit_on_its_pixel(backbone, decoder):
-    """An image gives the logits of the same image padded by hand to the stride, and not squeezed ones."""
-    task = SegmentationTask(backbone(), decoder, CLASSES).train()  # batch statistics keep the signal alive
+    """The logits equal those of the image padded to a multiple of the stride, not those of a resized image."""
+    task = SegmentationTask(
+        backbone(), decoder, CLASSES
+    ).train()  # in eval mode, untrained batch-norm statistics would give almost constant logits
     task.apply(lambda module: module.eval() if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d) else None)
     image = torch.rand(2, 3, 33, 47)
     stride = max(task.backbone.strides)
     padded = torch.nn.functional.pad(image, (0, -47 % stride, 0, -33 % stride))
-    squeezed = torch.nn.functional.interpolate(image, size=padded.shape[-2:], mode="bilinear")
+    resized = torch.nn.functional.interpolate(image, size=padded.shape[-2:], mode="bilinear")
     with torch.no_grad():
         logits, expected = task(image), task(padded)[..., :33, :47]
-        wrong = torch.nn.functional.interpolate(task(squeezed), size=(33, 47), mode="bilinear")
+        wrong = torch.nn.functional.interpolate(task(resized), size=(33, 47), mode="bilinear")
     scale = expected.std()
     assert (logits - expected).abs().max() < 1e-3 * scale
     assert (logits - wrong).abs().max() > 0.1 * scale
 
 
-def test_frozen_backbone_stays_as_it_is(backbone, decoder):
+def test_training_step_does_not_change_a_frozen_backbone(backbone, decoder):
     task = SegmentationTask(backbone(freeze=True), decoder, CLASSES).train()
     before = {name: value.clone() for name, value in task.backbone.state_dict().items()}
     assert not any(module.training for module in task.backbone.modules())
@@ -103,7 +105,7 @@ def test_frozen_backbone_stays_as_it_is(backbone, decoder):
     assert all(parameter.grad is not None for parameter in task.decoder.parameters())
 
 
-def test_unfrozen_backbone_moves_its_batch_norm_statistics(backbone):
+def test_unfrozen_backbone_updates_its_batch_norm_statistics(backbone):
     task = SegmentationTask(backbone(), DeconvDecoder, CLASSES).train()
     before = {name: value.clone() for name, value in task.backbone.state_dict().items() if "running_mean" in name}
     task(torch.rand(2, 3, 64, 64))
@@ -127,7 +129,7 @@ def test_optimizer_groups(backbone, decoder, freeze):
         assert groups["backbone"]["lr"] == 1e-5
 
 
-def test_freeze_lasts_and_can_be_undone(backbone):
+def test_freeze_survives_train_and_unfreeze_reverts_it(backbone):
     network = backbone()
     network.freeze()
     network.train()
@@ -138,7 +140,7 @@ def test_freeze_lasts_and_can_be_undone(backbone):
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_what_is_not_pretrained_is_xavier_uniform(backbone):
+def test_initial_weights_are_xavier_uniform(backbone):
     network = backbone()
     layer = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
     fan_in = layer.weight[0].numel()

@@ -1,4 +1,4 @@
-"""Every packaged experiment parses, instantiates, and says its command."""
+"""Every packaged experiment can be parsed and instantiated, and its comments contain its command."""
 
 import pytest
 import yaml
@@ -9,8 +9,8 @@ from vocseg.lightning_cli import VocsegCLI, run
 NAMES = [name for name, _ in list_experiments()]
 
 
-class Instantiated(VocsegCLI):
-    """Stops before training."""
+class InstantiateOnly(VocsegCLI):
+    """Command line that skips the training."""
 
     def fit(self, **kwargs):
         pass
@@ -20,17 +20,17 @@ class Instantiated(VocsegCLI):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_experiments_instantiate(name):
+def test_experiments_can_be_instantiated(name):
     backbone = yaml.safe_load((experiments_folder() / f"{name}.yaml").read_text())["model"]["backbone"]
     settings = {} if isinstance(backbone, str) else backbone["init_args"]
     weights = ["--model.backbone.weights", "null"] if "weights" in settings else []
-    cli = run(["fit", "--config", name, *weights], Instantiated)
+    cli = run(["fit", "--config", name, *weights], InstantiateOnly)
     assert len(cli.model.class_names) == len(cli.datamodule.class_names)
     assert cli.trainer.max_epochs > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_experiments_say_what_they_are_and_their_command(name):
+def test_experiments_begin_with_a_description_and_contain_their_command(name):
     text = (experiments_folder() / f"{name}.yaml").read_text()
     assert text.startswith("# ")
     assert f"vocseg fit --config {name}" in text or f"vocseg fit --config experiments/{name}.yaml" in text

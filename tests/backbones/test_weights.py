@@ -1,4 +1,4 @@
-"""Pretrained weights: read late, once, safely; freezing."""
+"""Pretrained weights of backbones: when and how they are read, and what is refused."""
 
 import hashlib
 import http.server
@@ -16,14 +16,14 @@ NETWORKS = {"resnet18": lambda **kwargs: ResNet(18, **kwargs), "mobilenet_v2": M
 
 @pytest.fixture(params=NETWORKS)
 def weights(request, tmp_path):
-    """A state dict of torchvision's whole network, on disk: (backbone's constructor, path, state dict)."""
+    """A saved state dict of torchvision's complete network: (constructor of the backbone, path, state dict)."""
     state = models.get_model(request.param, weights=None).state_dict()
     path = tmp_path / "weights.pth"
     torch.save(state, path)
     return NETWORKS[request.param], path, state
 
 
-def test_weights_are_read_when_asked_for_and_fit_torchvisions_names(weights):
+def test_load_pretrained_reads_torchvisions_state_dict_and_the_constructor_does_not(weights):
     make, path, state = weights
     backbone = make(weights=str(path))
     name = next(iter(backbone.state_dict()))
@@ -32,17 +32,17 @@ def test_weights_are_read_when_asked_for_and_fit_torchvisions_names(weights):
     assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
 
 
-def test_a_loaded_state_dict_makes_the_weights_needless(weights):
+def test_pretrained_weights_are_not_read_after_a_state_dict_was_loaded(weights):
     make, path, _ = weights
     trained = make().state_dict()
     backbone = make(weights=str(path))
     path.unlink()
     backbone.load_state_dict(trained)
-    backbone.load_pretrained()  # would fail if it looked for the file
+    backbone.load_pretrained()  # would raise if it opened the deleted file
     assert all(torch.equal(value, trained[key]) for key, value in backbone.state_dict().items())
 
 
-def test_weights_that_do_not_fit_name_their_keys(weights, tmp_path):
+def test_error_for_unfitting_weights_lists_the_keys(weights, tmp_path):
     make, path, state = weights
     first = next(iter(state))
     del state[first]
@@ -52,20 +52,20 @@ def test_weights_that_do_not_fit_name_their_keys(weights, tmp_path):
         make(weights=str(path)).load_pretrained()
 
 
-def test_weights_of_another_depth_name_the_shapes(tmp_path):
+def test_weights_of_another_depth_do_not_fit(tmp_path):
     torch.save(models.resnet50(weights=None).state_dict(), tmp_path / "w.pth")
     with pytest.raises(VocsegError, match=r"does not fit ResNet:[\s\S]*more"):
         ResNet(18, weights=str(tmp_path / "w.pth")).load_pretrained()
 
 
 @pytest.mark.parametrize("name", ["IMAGENET1K_V3", "/no/such/file.pth"])
-def test_unknown_weights_name_the_nearest(name):
+def test_error_for_unknown_weights_lists_the_names(name):
     with pytest.raises(VocsegError, match="IMAGENET1K_V1"):
         ResNet(18, weights=name).load_pretrained()
 
 
-class Hostile:
-    """Unpickled, it would create a file."""
+class CreatesFile:
+    """Creates a file when it is unpickled, as malicious code in a pickle would."""
 
     def __init__(self, path):
         self.path = path
@@ -74,23 +74,23 @@ class Hostile:
         return open, (str(self.path), "w")
 
 
-def test_a_hostile_pickle_is_refused(tmp_path):
-    (tmp_path / "w.pth").write_bytes(pickle.dumps(Hostile(tmp_path / "harm")))
-    torch.save({"a": Hostile(tmp_path / "harm")}, tmp_path / "v.pth")
+def test_pickle_that_runs_code_is_refused(tmp_path):
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(CreatesFile(tmp_path / "created")))
+    torch.save({"a": CreatesFile(tmp_path / "created")}, tmp_path / "v.pth")
     for name in ("w.pth", "v.pth"):
         with pytest.raises(VocsegError, match="loads safely"):
             ResNet(18, weights=str(tmp_path / name)).load_pretrained()
-    assert not (tmp_path / "harm").exists()
+    assert not (tmp_path / "created").exists()
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path):
+def test_file_without_state_dict_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "w.pth")
     with pytest.raises(VocsegError, match="no plain state dict"):
         ResNet(18, weights=str(tmp_path / "w.pth")).load_pretrained()
 
 
-def test_named_weights_come_through_torchvision(tmp_path, monkeypatch):
-    """torchvision's own downloader fetches them, here from 127.0.0.1; without the server the message tells the way."""
+def test_torchvision_downloads_weights_given_by_name(tmp_path, monkeypatch):
+    """A local server stands for torchvision's. Without a server, the error says how to pass a file."""
     state = models.resnet18(weights=None).state_dict()
     torch.save(state, tmp_path / "raw.pth")
     digest = hashlib.sha256((tmp_path / "raw.pth").read_bytes()).hexdigest()
