@@ -1,9 +1,9 @@
-"""Feeds damaged JPEG and PNG files to the dataset and to prediction; each must be read right or refused in words.
+"""Reads damaged JPEG and PNG files with both datasets. Each file must be read correctly or refused with a VocsegError.
 
     python benchmarks/fuzz.py --cases 10000
 
-Exits with 1, and keeps the files, when a case ends in anything but an item or a VocsegError, gives labels that are not
-the mask's, or takes longer than 20 seconds.
+A case fails if it raises another exception, returns labels other than those of the mask, or takes longer than 20
+seconds. The first failure stops the run with exit status 1; the files of the case are kept.
 """
 
 import argparse
@@ -27,122 +27,127 @@ from vocseg.data.transforms import EVAL_PIPELINES, Pipeline
 from vocseg.errors import VocsegError
 
 CLASSES = 21
-LIMIT = 20
+TIMEOUT = 20  # seconds per case
 
 
-def originals(seed: int) -> dict[str, bytes]:
-    """A photograph as JPEG (baseline and progressive) and PNG, and its mask as a palette PNG."""
+def encode_files(seed: int) -> dict[str, bytes]:
+    """Encodes a random image as JPEG (baseline and progressive) and PNG, and its mask as a palette PNG."""
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(8, 60, 2))
-    photograph = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
     mask = Image.fromarray(rng.choice([0, 1, 15, 20, 255], (height, width)).astype(np.uint8), mode="L")
     mask.putpalette(VOC_PALETTE.ravel().tolist())
     return {
-        "photograph.jpg": _encoded(photograph, format="JPEG", quality=85),
-        "progressive.jpg": _encoded(photograph, format="JPEG", progressive=True),
-        "photograph.png": _encoded(photograph, format="PNG"),
-        "mask.png": _encoded(mask, format="PNG"),
+        "image.jpg": _encode(image, format="JPEG", quality=85),
+        "progressive.jpg": _encode(image, format="JPEG", progressive=True),
+        "image.png": _encode(image, format="PNG"),
+        "mask.png": _encode(mask, format="PNG"),
     }
 
 
-def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """Changes some bytes, cuts, repeats or inserts a part; headers are hit as often as all the rest."""
+def damage(content: bytes, rng: np.random.Generator) -> bytes:
+    """Applies one to three changes: flips a bit, sets a byte, or truncates, deletes, repeats or inserts bytes.
+
+    With probability 0.5 a change begins in the first 64 bytes, where the headers are; else anywhere.
+    """
     data = bytearray(content)
     for _ in range(int(rng.integers(1, 4))):
         end = min(len(data), 64) if rng.random() < 0.5 else len(data)
-        place, length = int(rng.integers(0, max(end, 1))), int(rng.integers(1, 33))
-        kind = rng.choice(["flip", "set", "cut", "drop", "repeat", "insert"])
+        position, length = int(rng.integers(0, max(end, 1))), int(rng.integers(1, 33))
+        kind = rng.choice(["flip", "set", "truncate", "delete", "repeat", "insert"])
         if kind == "flip" and data:
-            data[place] ^= 1 << int(rng.integers(0, 8))
+            data[position] ^= 1 << int(rng.integers(0, 8))
         elif kind == "set" and data:
-            data[place] = int(rng.choice([0, 1, 127, 128, 254, 255]))
-        elif kind == "cut":
-            del data[place:]
-        elif kind == "drop":
-            del data[place : place + length]
+            data[position] = int(rng.choice([0, 1, 127, 128, 254, 255]))
+        elif kind == "truncate":
+            del data[position:]
+        elif kind == "delete":
+            del data[position : position + length]
         elif kind == "repeat":
-            data[place:place] = data[place : place + length] * int(rng.integers(1, 5))
+            data[position:position] = data[position : position + length] * int(rng.integers(1, 5))
         else:
-            data[place:place] = rng.bytes(length)
+            data[position:position] = rng.bytes(length)
     return bytes(data)
 
 
-def cases(count: int, folder: Path, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """Writes and reads one damaged file after the other.
+def run_cases(count: int, folder: Path, seed: int = 0) -> Iterator[tuple[str, str]]:
+    """Writes and reads damaged files, one per case.
 
     Args:
-        count: how many.
-        folder: where to write them.
-        seed: of the damage.
+        count: the number of cases.
+        folder: the folder to write the files to.
+        seed: the seed of the images and of the damage.
 
     Yields:
-        The kind of file, and ``read`` or ``refused``.
+        The kind of file, and ``read`` or ``refused``. Image files yield twice: as part of a sample, and alone as in
+        prediction.
 
     Raises:
-        AssertionError: something else happened.
+        AssertionError: the file was neither read correctly nor refused.
     """
     pipeline = Pipeline(EVAL_PIPELINES["resize"](32, 32), CLASSES)
     for case in range(count):
         rng = np.random.default_rng([seed, case])
-        files = originals(int(rng.integers(0, 1000)))
+        files = encode_files(int(rng.integers(0, 1000)))
         kind = str(rng.choice(list(files)))
         truth = np.array(Image.open(io.BytesIO(files["mask.png"])))
-        files[kind] = damaged(files[kind], rng)
-        image, mask = folder / (kind if kind != "mask.png" else "photograph.jpg"), folder / "mask.png"
+        files[kind] = damage(files[kind], rng)
+        image, mask = folder / (kind if kind != "mask.png" else "image.jpg"), folder / "mask.png"
         image.write_bytes(files[image.name])
         mask.write_bytes(files["mask.png"])
-        yield kind, _read(SegmentationDataset([Sample(image, mask)], pipeline, evaluates=True), truth)
+        yield kind, _read_sample(SegmentationDataset([Sample(image, mask)], pipeline, evaluates=True), truth)
         if kind != "mask.png":
             item = PredictionDataset([image], pipeline)[0]
             assert ("unreadable" in item) != ("image" in item), item
             yield f"{kind}, predicted", "refused" if "unreadable" in item else "read"
 
 
-def _read(dataset: SegmentationDataset, truth: np.ndarray) -> str:
+def _read_sample(dataset: SegmentationDataset, truth: np.ndarray) -> str:
+    """Reads the only sample of a dataset and checks the item against the labels of its mask."""
     sample = dataset.samples[0]
     try:
         item = dataset[0]
     except VocsegError as error:
         if str(sample.image) not in str(error) and str(sample.mask) not in str(error):
-            raise AssertionError(f"names no file: {error}") from error
+            raise AssertionError(f"the error names no file: {error}") from error
         return "refused"
     assert item["image"].shape == (3, 32, 32)
     assert torch.isfinite(item["image"]).all()
-    assert np.array_equal(item["original_mask"].numpy(), truth), "other labels than the mask's"
+    assert np.array_equal(item["original_mask"].numpy(), truth), "the labels differ from the mask"
     return "read"
 
 
-def _encoded(image: Image.Image, **options) -> bytes:
+def _encode(image: Image.Image, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, **options)
     return file.getvalue()
 
 
-def _too_long(*_) -> None:
-    raise AssertionError(f"longer than {LIMIT} seconds")
+def _raise_timeout(*_) -> None:
+    raise AssertionError(f"longer than {TIMEOUT} seconds")
 
 
 def main() -> int:
-    """Prints what became of each kind of file."""
+    """Runs the cases and prints how many files of each kind were read and refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    args = parser.parse_args()
     outcomes: Counter[tuple[str, str]] = Counter()
     slowest, started = 0.0, time.monotonic()
-    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGALRM, _raise_timeout)
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
-        for outcome in cases(given.cases, folder, given.seed):
-            signal.alarm(LIMIT)
+        for outcome in run_cases(args.cases, folder, args.seed):
+            signal.alarm(TIMEOUT)
             outcomes[outcome] += 1
             slowest, started = max(slowest, time.monotonic() - started), time.monotonic()
     except BaseException:
-        print(f"A case failed; its files are in {folder}", file=sys.stderr)
+        print(f"A case failed. Its files are in {folder}", file=sys.stderr)
         raise
     for (kind, outcome), count in sorted(outcomes.items()):
         print(f"{kind:28} {outcome:8} {count}")
-    print(f"{given.cases} cases, the slowest {slowest:.2f} s")
+    print(f"{args.cases} cases, the slowest {slowest:.2f} s")
     return 0
 
 

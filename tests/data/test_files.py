@@ -9,7 +9,7 @@ from vocseg.errors import VocsegError
 
 @pytest.fixture
 def tree(tmp_path):
-    """One sound sample, ``a``, in a tree of its own."""
+    """A VOC tree with one valid sample, ``a``."""
     tree = tmp_path / "VOCdevkit" / "VOC2007"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (tree / folder).mkdir(parents=True)
@@ -26,13 +26,13 @@ def save_mask(path, labels):
     mask.save(path)
 
 
-def test_masks_are_indices_with_void_255(tree):
+def test_masks_are_read_as_labels_with_void_255(tree):
     labels = np.array([[0, 1, 20, 255]], np.uint8)
     save_mask(tree / "m.png", labels)
     assert np.array_equal(read_mask(tree / "m.png"), labels)
 
 
-def test_the_palette_is_vocs():
+def test_palette_equals_vocs():
     assert VOC_PALETTE[[0, 1, 2, 15, 20, 255]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
@@ -44,26 +44,26 @@ def test_the_palette_is_vocs():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1", "LA"])
-def test_photographs_of_every_mode_are_rgb(tmp_path, mode):
+def test_images_of_every_mode_are_read_as_rgb(tmp_path, mode):
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode).save(path)
     assert read_image(path).shape == (6, 8, 3)
     assert (read_image(path) == 255).all()
 
 
-def test_photographs_are_turned_as_exif_says(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (8, 6)).save(tmp_path / "x.jpg", exif=exif)
     assert read_image(tmp_path / "x.jpg").shape == (8, 6, 3)
 
 
-def test_trees_are_found_at_three_depths(tree):
+def test_find_tree_accepts_three_layouts(tree):
     assert find_tree(tree.parent.parent, "2007") == find_tree(tree.parent, "2007") == find_tree(tree, "2007") == tree
     assert find_tree(tree.parent.parent, "2012") is None
 
 
-def test_photographs_may_be_png(tree):
+def test_images_can_be_png(tree):
     (tree / "JPEGImages" / "a.jpg").unlink()
     Image.new("RGB", (80, 60)).save(tree / "JPEGImages" / "a.png")
     assert len(check_samples(read_split(tree, "train"), 21, keep=True)) == 1
@@ -73,18 +73,18 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
-BROKEN = {
+BROKEN_FILES = {
     "missing image": (lambda tree: (tree / "JPEGImages/a.jpg").unlink(), r"a\.jpg does not exist"),
     "missing mask": (lambda tree: (tree / "SegmentationClass/a.png").unlink(), r"a\.png does not exist"),
     "truncated image": (lambda tree: truncate(tree / "JPEGImages/a.jpg"), r"a\.jpg cannot be read"),
     "truncated mask": (lambda tree: truncate(tree / "SegmentationClass/a.png"), r"a\.png cannot be read"),
-    "no image": (lambda tree: (tree / "JPEGImages/a.jpg").write_text("hello"), r"a\.jpg is not an image"),
+    "not an image": (lambda tree: (tree / "JPEGImages/a.jpg").write_text("hello"), r"a\.jpg is not an image"),
     "empty mask": (lambda tree: (tree / "SegmentationClass/a.png").write_bytes(b""), r"a\.png is not an image"),
-    "unlike sizes": (
+    "different sizes": (
         lambda tree: save_mask(tree / "SegmentationClass/a.png", np.zeros((60, 81), np.uint8)),
         r"differ in size: .*a\.jpg is 80x60, .*a\.png is 81x60",
     ),
-    "strange label": (
+    "unexpected label": (
         lambda tree: save_mask(tree / "SegmentationClass/a.png", np.full((60, 80), 21, np.uint8)),
         r"a\.png has label 21",
     ),
@@ -95,41 +95,41 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_broken_files_are_named(tree, case):
-    break_it, message = BROKEN[case]
+@pytest.mark.parametrize("case", BROKEN_FILES)
+def test_broken_files_are_named_in_the_error(tree, case):
+    break_it, message = BROKEN_FILES[case]
     break_it(tree)
     with pytest.raises(VocsegError, match=message):
         check_samples(read_split(tree, "train"), 21, keep=False)
 
 
-def test_no_damaged_mask_is_read(tmp_path):
-    """Whichever byte of the pixels is damaged: some damage only the file's check sums tell."""
+def test_damage_to_any_byte_of_mask_pixels_is_detected(tmp_path):
+    """Some damaged bytes decode without an error; only the checksums of the PNG file reveal them."""
     labels = np.zeros((60, 80), np.uint8)
     labels[10:50, 20:60] = 5
     path = tmp_path / "a.png"
     save_mask(path, labels)
-    sound = path.read_bytes()
-    for place in range(sound.index(b"IDAT") + 4, sound.index(b"IEND") - 4):
-        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+    intact = path.read_bytes()
+    for position in range(intact.index(b"IDAT") + 4, intact.index(b"IEND") - 4):
+        path.write_bytes(intact[:position] + bytes([intact[position] ^ 1]) + intact[position + 1 :])
         with pytest.raises(VocsegError, match=r"a\.png cannot be read"):
             read_mask(path)
 
 
-def test_many_broken_files_are_counted(tree):
+def test_error_counts_further_broken_files(tree):
     (tree / "ImageSets/Segmentation/train.txt").write_text("".join(f"x{i}\n" for i in range(8)))
     with pytest.raises(VocsegError, match="3 more broken files"):
         check_samples(read_split(tree, "train"), 21, keep=False)
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd"])
-def test_lists_read_nothing_outside_the_tree(tree, name):
+def test_lists_that_name_files_outside_the_tree_are_refused(tree, name):
     (tree / "ImageSets/Segmentation/train.txt").write_text(f"{name}\n")
     with pytest.raises(VocsegError, match="outside the tree"):
         read_split(tree, "train")
 
 
-def test_empty_and_unknown_splits(tree):
+def test_empty_and_unknown_splits_raise(tree):
     (tree / "ImageSets/Segmentation/val.txt").write_text("\n")
     with pytest.raises(VocsegError, match="is empty"):
         read_split(tree, "val")

@@ -19,7 +19,7 @@ from vocseg.data.synthetic import SYNTHETIC_CLASSES
 LISTS, MASKS = "VOCdevkit/VOC2007/ImageSets/Segmentation", "VOCdevkit/VOC2007/SegmentationClass"
 
 
-def make(voc_root, **settings):
+def build_data(voc_root, **settings):
     settings = {
         "root": voc_root,
         "class_names": list(SYNTHETIC_CLASSES),
@@ -33,20 +33,20 @@ def make(voc_root, **settings):
     return data
 
 
-def epoch_of(loader, epoch):
+def read_epoch(loader, epoch):
     loader.sampler.set_epoch(epoch)
     return list(loader)
 
 
-def same(first, second):
+def are_equal(first, second):
     return len(first) == len(second) and all(
         torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in ("image", "mask")
     )
 
 
-def test_training_batches_keep_the_contract(voc_root):
-    batches = epoch_of(make(voc_root).train_dataloader(), 0)
-    assert len(batches) == 2  # 10 = 2 x 4 + 2, and the smaller one is dropped
+def test_training_batches_have_the_documented_keys_shapes_and_types(voc_root):
+    batches = read_epoch(build_data(voc_root).train_dataloader(), 0)
+    assert len(batches) == 2  # 10 = 2 x 4 + 2; the incomplete batch is dropped
     for batch in batches:
         assert set(batch) == {"image", "mask", "index"}
         assert batch["image"].shape == (4, 3, 48, 48)
@@ -56,15 +56,15 @@ def test_training_batches_keep_the_contract(voc_root):
         assert set(batch["mask"].unique().tolist()) <= {*range(len(SYNTHETIC_CLASSES)), 255}
 
 
-def test_a_split_smaller_than_a_batch_is_not_dropped(voc_root):
-    (batch,) = epoch_of(make(voc_root, batch_size=16).train_dataloader(), 0)
+def test_only_batch_is_kept_even_if_incomplete(voc_root):
+    (batch,) = read_epoch(build_data(voc_root, batch_size=16).train_dataloader(), 0)
     assert len(batch["image"]) == 10
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("void_trains_as", ["ignored", "background"])
-def test_class_counts_are_the_masks_pixels_and_follow_void(voc_root, in_memory, void_trains_as):
-    data = make(voc_root, in_memory=in_memory, void_trains_as=void_trains_as)
+def test_class_counts_equal_the_pixels_of_the_masks(voc_root, in_memory, void_trains_as):
+    data = build_data(voc_root, in_memory=in_memory, void_trains_as=void_trains_as)
     expected = np.zeros(256, dtype=int)
     for name in (voc_root / LISTS / "train.txt").read_text().split():
         with Image.open(voc_root / MASKS / f"{name}.png") as mask:
@@ -77,16 +77,16 @@ def test_class_counts_are_the_masks_pixels_and_follow_void(voc_root, in_memory, 
     assert data.class_counts is data.class_counts  # counted once
 
 
-def test_void_trains_as_background_but_is_never_scored(voc_root):
-    data = make(voc_root, void_trains_as="background")
-    assert all(255 not in batch["mask"] for batch in epoch_of(data.train_dataloader(), 0))
+def test_void_trains_as_background_but_stays_void_in_evaluation(voc_root):
+    data = build_data(voc_root, void_trains_as="background")
+    assert all(255 not in batch["mask"] for batch in read_epoch(data.train_dataloader(), 0))
     assert any(255 in batch["mask"] for batch in data.val_dataloader())
     assert any((mask == 255).any() for batch in data.val_dataloader() for mask in batch["original_mask"])
 
 
 @pytest.mark.parametrize("eval_transforms", ["resize", "keep_ratio"])
-def test_evaluation_batches_carry_the_untouched_masks(voc_root, eval_transforms):
-    data = make(voc_root, eval_transforms=eval_transforms)
+def test_evaluation_batches_contain_the_stored_masks(voc_root, eval_transforms):
+    data = build_data(voc_root, eval_transforms=eval_transforms)
     batches = list(data.val_dataloader())
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(5))
     masks = [mask for batch in batches for mask in batch["original_mask"]]
@@ -101,8 +101,8 @@ def test_evaluation_batches_carry_the_untouched_masks(voc_root, eval_transforms)
         assert sizes == [[48, 48]] * 5
 
 
-def test_padding_of_unlike_sizes_is_void(voc_root):
-    batch = next(iter(make(voc_root, eval_transforms="keep_ratio").val_dataloader()))
+def test_padding_of_masks_is_void(voc_root):
+    batch = next(iter(build_data(voc_root, eval_transforms="keep_ratio").val_dataloader()))
     for mask, (height, width) in zip(batch["mask"], batch["input_size"].tolist(), strict=True):
         assert (mask[height:] == 255).all()
         assert (mask[:, width:] == 255).all()
@@ -110,20 +110,20 @@ def test_padding_of_unlike_sizes_is_void(voc_root):
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_workers_change_nothing_and_epochs_differ(voc_root, in_memory):
+def test_epochs_differ_and_workers_do_not_change_the_draws(voc_root, in_memory):
     settings = {"train_transforms": "crop", "in_memory": in_memory}
-    alone = make(voc_root, **settings).train_dataloader()
-    helped = make(voc_root, num_workers=2, **settings).train_dataloader()
-    first, second = epoch_of(alone, 0), epoch_of(alone, 1)
-    assert not same(first, second)
-    assert same(first, epoch_of(helped, 0))
-    assert same(second, epoch_of(helped, 1))  # the same worker processes, a later epoch
-    assert same(first, epoch_of(alone, 0))
-    assert not same(first, epoch_of(make(voc_root, seed=1, **settings).train_dataloader(), 0))
+    without_workers = build_data(voc_root, **settings).train_dataloader()
+    with_workers = build_data(voc_root, num_workers=2, **settings).train_dataloader()
+    first, second = read_epoch(without_workers, 0), read_epoch(without_workers, 1)
+    assert not are_equal(first, second)
+    assert are_equal(first, read_epoch(with_workers, 0))
+    assert are_equal(second, read_epoch(with_workers, 1))  # the same worker processes, a later epoch
+    assert are_equal(first, read_epoch(without_workers, 0))
+    assert not are_equal(first, read_epoch(build_data(voc_root, seed=1, **settings).train_dataloader(), 0))
 
 
-def test_workers_still_waiting_do_not_keep_python_from_ending(voc_root):
-    """They do not listen to a stranger's SIGTERM, but must to the one with which their own process ends them."""
+def test_python_exits_while_workers_wait(voc_root):
+    """Workers ignore SIGTERM unless the main process sends it, which Python does on exit."""
     script = f"""
 from vocseg import VOCDataModule
 data = VOCDataModule(root={str(voc_root)!r}, class_names={list(SYNTHETIC_CLASSES)}, num_workers=2, batch_size=2)
@@ -135,24 +135,24 @@ for batch in loader:
     assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
 
 
-def test_the_trainer_tells_the_epoch(voc_root):
-    """Lightning must find the sampler's set_epoch: otherwise every epoch would draw the same."""
-    seen = []
+def test_trainer_sets_the_epoch_of_the_sampler(voc_root):
+    """Lightning must call the sampler's set_epoch; without it all epochs would have the same draws."""
+    sums = []
 
-    class Watch(L.LightningModule):
+    class SumRecorder(L.LightningModule):
         def training_step(self, batch, batch_idx):
-            seen.append(batch["image"].sum().item())
+            sums.append(batch["image"].sum().item())
 
         def configure_optimizers(self):
             return None
 
-    data = make(voc_root, train_transforms="crop", batch_size=10)
+    data = build_data(voc_root, train_transforms="crop", batch_size=10)
     trainer = L.Trainer(max_epochs=3, logger=False, enable_checkpointing=False, accelerator="cpu")
-    trainer.fit(Watch(), datamodule=data)
-    assert len(set(seen)) == 3
+    trainer.fit(SumRecorder(), datamodule=data)
+    assert len(set(sums)) == 3
 
 
-def test_the_drawn_scenes_are_the_default():
+def test_synthetic_images_are_the_default():
     data = VOCDataModule(num_workers=0, batch_size=4)
     assert data.class_names == list(SYNTHETIC_CLASSES)
     data.prepare_data()
@@ -160,7 +160,7 @@ def test_the_drawn_scenes_are_the_default():
     assert len(next(iter(data.test_dataloader()))["original_mask"]) == 4
 
 
-def test_settings_are_recorded(voc_root, monkeypatch):
+def test_hyperparameters_rebuild_the_data_module(voc_root, monkeypatch):
     monkeypatch.chdir(voc_root.parent)
     data = VOCDataModule(root=voc_root.name, image_size=(32, 48), train_transforms=["HorizontalFlip"])
     assert data.hparams["root"] == str(voc_root)
@@ -169,39 +169,39 @@ def test_settings_are_recorded(voc_root, monkeypatch):
     assert again.image_size == (32, 48)
 
 
-def test_a_missing_tree_says_where_it_looked(tmp_path):
+def test_missing_tree_error_lists_folders_and_remedies(tmp_path):
     with pytest.raises(VocsegError) as error:
         VOCDataModule(root=tmp_path).setup("fit")
     for part in (str(tmp_path / "VOCdevkit" / "VOC2007"), "--data.root", "--data.download", "quickstart"):
         assert part in str(error.value)
 
 
-def test_an_incomplete_tree_says_what_it_lacks(tmp_path):
+def test_incomplete_tree_error_names_the_missing_folder(tmp_path):
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "JPEGImages").mkdir()
     with pytest.raises(VocsegError, match="no folder SegmentationClass"):
         VOCDataModule(root=tmp_path).setup("fit")
 
 
-def test_voc2012_has_no_test_masks(tmp_path):
+def test_voc2012_test_split_is_refused(tmp_path):
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(VocsegError, match="test_split val"):
         VOCDataModule(root=tmp_path, year="2012").setup("test")
 
 
-def test_labels_that_are_no_class_are_found_before_training(voc_root):
+def test_unexpected_labels_are_reported_before_training(voc_root):
     with pytest.raises(VocsegError, match="there are 3 classes"):
-        make(voc_root, class_names=["a", "b", "c"])
+        build_data(voc_root, class_names=["a", "b", "c"])
 
 
 @pytest.mark.parametrize("settings", [{"class_names": ["one"]}, {"batch_size": 0}, {"image_size": 0}])
-def test_impossible_settings_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(VocsegError, match=r"at least|must name"):
         VOCDataModule(**settings)
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
@@ -213,13 +213,15 @@ def archive_server(voc_root, tmp_path):
     served.mkdir()
     with tarfile.open(served / "voc.tar", "w") as archive:
         archive.add(voc_root / "VOCdevkit", "VOCdevkit")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: QuietHandler(*args, directory=str(served)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *args: SilentHandler(*args, directory=str(served))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/voc.tar", hashlib.md5((served / "voc.tar").read_bytes()).hexdigest()
     server.shutdown()
 
 
-def test_download_fetches_checks_and_unpacks_once(archive_server, tmp_path, monkeypatch):
+def test_download_unpacks_the_archive_once(archive_server, tmp_path, monkeypatch):
     url, md5 = archive_server
     for key in ("2007", "2007-test"):
         entry = {**torchvision_voc.DATASET_YEAR_DICT[key], "url": url, "md5": md5}
@@ -232,7 +234,7 @@ def test_download_fetches_checks_and_unpacks_once(archive_server, tmp_path, monk
     data.prepare_data()
 
 
-def test_a_damaged_download_is_told(archive_server, tmp_path, monkeypatch):
+def test_damaged_download_raises(archive_server, tmp_path, monkeypatch):
     url, _ = archive_server
     for key in ("2007", "2007-test"):
         entry = {**torchvision_voc.DATASET_YEAR_DICT[key], "url": url, "md5": "0" * 32}
@@ -241,12 +243,12 @@ def test_a_damaged_download_is_told(archive_server, tmp_path, monkeypatch):
         VOCDataModule(root=tmp_path / "new", download=True).prepare_data()
 
 
-def test_prediction_finds_a_file_a_folder_and_a_glob(tmp_path):
+def test_find_images_accepts_a_file_a_folder_and_a_glob(tmp_path):
     for name in ("b.jpg", "a.PNG", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert find_images(str(tmp_path / "b.jpg")) == [tmp_path / "b.jpg"]
     assert [path.name for path in find_images(str(tmp_path))] == ["a.PNG", "b.jpg"]
     assert [path.name for path in find_images(str(tmp_path / "*.jpg"))] == ["b.jpg"]
-    for nothing in (None, str(tmp_path / "none"), str(tmp_path / "*.gif")):
+    for missing in (None, str(tmp_path / "none"), str(tmp_path / "*.gif")):
         with pytest.raises(VocsegError, match="predict"):
-            find_images(nothing)
+            find_images(missing)

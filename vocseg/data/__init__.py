@@ -1,1 +1,1 @@
-"""Data: VOC on disk -> batches."""
+"""Data: image files of a VOC tree, their samples, and the batches that networks take."""

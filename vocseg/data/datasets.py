@@ -1,4 +1,4 @@
-"""Files -> samples -> batches."""
+"""Datasets, samplers and loaders: from files to samples to batches."""
 
 import math
 import multiprocessing
@@ -23,15 +23,20 @@ from vocseg.errors import VocsegError
 
 
 class SegmentationDataset(Dataset):
-    """Samples of a split, indexed by ``(epoch, place in the list)``: the random draws follow from both.
+    """The samples of a split, addressed by ``(epoch, index)``; random transforms depend on both.
 
-    The place None, with which samplers fill up a process's share, gives an item that no batch will hold.
+    An item is ``{"image": float32 [3, h, w], "mask": int64 [h, w], "index": int}``. With ``evaluates`` it also has
+    ``original_mask`` (uint8 [H, W], as stored) and ``input_size`` (h, w). The index None, with which samplers pad,
+    gives an empty item, which ``collate`` leaves out. An index without an epoch means epoch 0.
 
     Args:
-        samples: the files.
-        pipeline: applied to each.
+        samples: the image and mask files.
+        pipeline: transforms every sample.
         evaluates: add ``original_mask`` and ``input_size``.
-        arrays: the decoded files, when they are kept in memory; else empty.
+        arrays: the decoded samples if they are kept in memory, else empty.
+
+    Raises:
+        VocsegError: (when indexed) a file cannot be read or the transforms fail on it.
     """
 
     def __init__(
@@ -54,19 +59,24 @@ class SegmentationDataset(Dataset):
             image, mask = self.arrays[index]
         else:
             image, mask = read_sample(self.samples[index], self.pipeline.num_classes)
-        with _naming(self.samples[index].image, image):
-            item = {**self.pipeline(image, mask, epoch=epoch, index=index), "index": index}
+        item: dict[str, Any] = {"index": index}
+        with _name_file_in_errors(self.samples[index].image, image):
+            item.update(self.pipeline(image, mask, epoch=epoch, index=index))
         if self.evaluates:
             item.update(original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
         return item
 
 
 class PredictionDataset(Dataset):
-    """Photographs without masks. One that cannot be read becomes an item with nothing but ``unreadable``.
+    """Images without masks.
+
+    An item is ``{"image": float32 [3, h, w], "path": str, "original_size": (H, W), "input_size": (h, w)}``. An image
+    that cannot be read or transformed gives ``{"unreadable": message}`` instead, so that prediction continues with the
+    others. The index None, with which samplers pad, gives an empty item.
 
     Args:
-        paths: the files.
-        pipeline: applied to each.
+        paths: the image files.
+        pipeline: transforms every image.
     """
 
     def __init__(self, paths: Sequence[Path], pipeline: Pipeline) -> None:
@@ -79,92 +89,94 @@ class PredictionDataset(Dataset):
         index = key if isinstance(key, int) else key[1]
         if index is None:
             return {}
+        path = self.paths[index]
         try:
-            image = read_image(self.paths[index])
-            with _naming(self.paths[index], image):
-                item = self.pipeline(image, index=index)
+            image = read_image(path)
+            with _name_file_in_errors(path, image):
+                item: dict[str, Any] = dict(self.pipeline(image, index=index))
         except VocsegError as error:
-            return {"unreadable": str(error)}  # the others shall have their masks
-        item.update(
-            path=str(self.paths[index]), original_size=image.shape[:2], input_size=tuple(item["image"].shape[-2:])
-        )
+            return {"unreadable": str(error)}
+        item.update(path=str(path), original_size=image.shape[:2], input_size=tuple(item["image"].shape[-2:]))
         return item
 
 
 class EpochSampler(DistributedSampler):
-    """Yields ``(epoch, index)``, the share of one process; Lightning calls :meth:`set_epoch` before each epoch.
+    """Yields the ``(epoch, index)`` keys of one process. Lightning calls ``set_epoch`` before each epoch.
 
-    It is a ``DistributedSampler`` so that Lightning does not put its own in its place, which counts some samples twice.
-    Here all processes get equally many as well, but the last are ``(epoch, None)``, which no batch will hold. In
-    training, where a step of one process needs one of each other, the few that are left over sit out instead.
+    The base class is ``DistributedSampler`` because Lightning replaces any other sampler with one that repeats samples.
+    All processes yield equally many keys. In evaluation no sample is repeated: shorter processes are padded with
+    ``(epoch, None)``. In training every step needs one batch from each process, so the remainder that the processes do
+    not divide is dropped.
 
     Args:
-        dataset: what is sampled.
-        seed: the order of an epoch follows from (seed, epoch).
-        shuffle: draw a new order for each epoch and drop what does not divide; False: 0, 1, 2, ...
-        rank: which process this is.
-        world: how many there are. Their n-th batches make up the n-th batch of a single process.
+        dataset: a dataset with a length.
+        seed: with the epoch it determines the shuffled order.
+        shuffle: shuffle every epoch and drop the remainder; False: the indices in order, padded.
+        rank: this process, counted from 0.
+        world_size: the number of processes. Their n-th batches together are the n-th batch of a single process with
+            ``world_size`` times the batch size.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
-        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
+    def __init__(self, dataset: Dataset, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self.start = 0
+        self._dataset_size = len(dataset)  # type: ignore[arg-type]  # torch's Dataset declares no __len__
 
     def __len__(self) -> int:
-        share = len(self.dataset) / self.num_replicas
-        return max(math.floor(share), 1) if self.shuffle else math.ceil(share)
+        keys = self._dataset_size / self.num_replicas
+        return max(math.floor(keys), 1) if self.shuffle else math.ceil(keys)
 
     def __iter__(self) -> Iterator[tuple[int, int | None]]:
-        order = np.arange(len(self.dataset))
+        order = np.arange(self._dataset_size)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        places: list[int | None] = [int(index) for index in order]
-        if self.shuffle and len(places) < self.num_replicas:
-            places = [places[place % len(places)] for place in range(self.num_replicas)]
-        share = places[self.rank :: self.num_replicas][: len(self)]
-        share += [None] * (len(self) - len(share))
+        indices: list[int | None] = [int(index) for index in order]
+        if self.shuffle and len(indices) < self.num_replicas:
+            indices = [indices[rank % len(indices)] for rank in range(self.num_replicas)]
+        own = indices[self.rank :: self.num_replicas][: len(self)]
+        own += [None] * (len(self) - len(own))
         start, self.start = self.start, 0
-        return iter([(self.epoch, place) for place in share[start:]])
+        return iter([(self.epoch, index) for index in own[start:]])
 
 
 class ResumableLoader(DataLoader):
-    """A loader over an :class:`EpochSampler` that can go on inside an epoch."""
+    """A loader over an ``EpochSampler`` that can resume inside an epoch."""
 
     _yielded = 0
     _resumed: Mapping[str, int] = {}
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of which epoch have been taken."""
+        """Returns the current epoch and how many of its batches were yielded."""
         return {"epoch": getattr(self.sampler, "epoch", 0), "batches": self._yielded}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Leaves those batches out, if the next epoch to be drawn is that epoch."""
+        """Makes the next iteration skip the batches already yielded, if it is an iteration of the same epoch."""
         self._resumed = dict(state_dict)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, to count the batches
         self._yielded = 0
         resumed, self._resumed = self._resumed, {}
-        # this part of a generator runs when its first batch is asked for: by then Lightning has set the epoch
-        # (and with overfit_batches it has put a sampler without epochs in the place of ours)
-        if resumed and resumed["epoch"] == getattr(self.sampler, "epoch", None):
+        # A generator runs this when the first batch is requested: by then Lightning has set the epoch, and has replaced
+        # the sampler if overfit_batches is set.
+        if resumed and isinstance(self.sampler, EpochSampler) and resumed["epoch"] == self.sampler.epoch:
             self._yielded = resumed["batches"]
-            self.sampler.start = resumed["batches"] * self.batch_size
+            self.sampler.start = resumed["batches"] * (self.batch_size or 1)
         for batch in super().__iter__():
             self._yielded += 1
             yield batch
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch; images and masks of unlike sizes are padded on the right and at the bottom (masks with void).
+    """Builds a batch. Images of different sizes are padded on the right and at the bottom, their masks with void.
 
-    Items that could not be read leave their message under ``unreadable`` and are not among the images, which may then
-    be none.
+    Empty items are left out. The messages of unreadable items are listed under ``unreadable``. A batch without any
+    image has ``image`` [0, 3, 1, 1] and ``mask`` [0, 1, 1].
     """
     unreadable = [item["unreadable"] for item in items if "unreadable" in item]
     items = [item for item in items if "image" in item]
     if not items:
-        nothing = {"image": torch.empty(0, 3, 1, 1), "mask": torch.empty(0, 1, 1, dtype=torch.int64)}
-        return {**nothing, "path": [], "unreadable": unreadable}
+        empty = {"image": torch.empty(0, 3, 1, 1), "mask": torch.empty(0, 1, 1, dtype=torch.int64)}
+        return {**empty, "path": [], "unreadable": unreadable}
     height = max(item["image"].shape[-2] for item in items)
     width = max(item["image"].shape[-1] for item in items)
     batch: dict[str, Any] = {"image": torch.stack([_pad(item["image"], height, width, 0.0) for item in items])}
@@ -182,31 +194,33 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def prepare_worker(_worker: int) -> None:
-    """For ``worker_init_fn``: one thread, for the workers are the parallelism, and no ear for strangers' signals.
+    """Sets up a loader's worker process; a ``worker_init_fn``.
 
-    Terminals and schedulers send Ctrl-C and SIGTERM to all processes of a run; it is for the main one to end it well.
-    A SIGTERM of the main process itself, which is sent to workers still waiting when Python exits, ends the worker.
+    OpenCV uses one thread, as the workers already run in parallel. Ctrl-C and SIGTERM, which terminals and schedulers
+    send to every process of a run, are left to the main process. Only a SIGTERM that the main process sends ends the
+    worker: Python sends it on exit to workers that are still waiting.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS has no sigwaitinfo
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with, args=[multiprocessing.parent_process().pid], daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_from, args=[parent.pid], daemon=True).start()
 
 
 @contextmanager
-def _naming(path: Path, image: np.ndarray) -> Iterator[None]:
-    """Says of which photograph the transforms made nothing."""
+def _name_file_in_errors(path: Path, image: np.ndarray) -> Iterator[None]:
+    """Turns an exception of the transforms into a VocsegError that names the image file."""
     try:
         yield
-    except Exception as error:  # OpenCV's and albumentations' own, of many kinds
+    except Exception as error:  # OpenCV and albumentations raise many kinds
         height, width = image.shape[:2]
         reason = " ".join(str(error).split())
         raise VocsegError(f"The transforms cannot handle {path} ({width}x{height}): {reason}") from error
 
 
-def _end_with(main: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+def _exit_on_sigterm_from(pid: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
         pass
     os._exit(0)
 

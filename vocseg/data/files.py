@@ -1,7 +1,7 @@
-"""Files of a VOC tree: where they are, and reading them without surprises."""
+"""Files of a VOC tree: finding, reading and checking them."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Sample:
-    """One photograph and its mask on disk."""
+    """The paths of an image and of its mask."""
 
     image: Path
     mask: Path
 
 
 def find_tree(root: Path, year: str) -> Path | None:
-    """The folder that holds ``JPEGImages`` and its siblings: VOC's own layout below ``root``, or ``root`` itself."""
+    """Finds the folder that holds ``ImageSets/Segmentation``: a VOC tree below ``root``, or ``root`` itself."""
     for candidate in candidate_trees(root, year):
         if (candidate / "ImageSets" / "Segmentation").is_dir():
             return candidate
@@ -33,7 +33,7 @@ def find_tree(root: Path, year: str) -> Path | None:
 
 
 def candidate_trees(root: Path, year: str) -> list[Path]:
-    """Where :func:`find_tree` looks, in order."""
+    """Lists the folders in which ``find_tree`` looks, in order."""
     return [root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}", root]
 
 
@@ -42,13 +42,13 @@ def read_split(tree: Path, split: str) -> list[Sample]:
 
     Args:
         tree: a folder with ``ImageSets/Segmentation``, ``JPEGImages`` and ``SegmentationClass``.
-        split: the list's name, ``train`` for one.
+        split: the name of the list, for example ``train``.
 
     Returns:
-        The samples in the list's order. That their files are sound is for :func:`check_samples` to say.
+        The samples in the order of the list. Their files are not checked; see ``check_samples``.
 
     Raises:
-        VocsegError: no such list, an empty one, or one that names files outside the tree.
+        VocsegError: the list does not exist, is empty, or names files outside the tree.
     """
     lists = tree / "ImageSets" / "Segmentation"
     path = lists / f"{split}.txt"
@@ -63,7 +63,7 @@ def read_split(tree: Path, split: str) -> list[Sample]:
     samples = []
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise VocsegError(f"{path} names {name!r}, which lies outside the tree: not read.")
+            raise VocsegError(f"{path} names {name!r}, which lies outside the tree. vocseg does not read it.")
         suffix = next(
             (suffix for suffix in IMAGE_SUFFIXES if (tree / "JPEGImages" / f"{name}{suffix}").is_file()), ".jpg"
         )
@@ -72,19 +72,19 @@ def read_split(tree: Path, split: str) -> list[Sample]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads a photograph as RGB uint8 [H, W, 3], turned as its EXIF data say.
+    """Reads an image as RGB uint8 [H, W, 3], rotated as its EXIF orientation says.
 
     Raises:
-        VocsegError: it is missing, truncated, or no image.
+        VocsegError: the file is missing, damaged, or not an image.
     """
-    return np.array(_open(path, "image", lambda image: ImageOps.exif_transpose(image).convert("RGB")))
+    return np.array(_decode(path, "image", lambda image: ImageOps.exif_transpose(image).convert("RGB")))
 
 
 def as_rgb(image: Any) -> np.ndarray:
-    """A photograph given as a path, a PIL image or an array, as RGB uint8 [H, W, 3].
+    """Converts an image given as a path, a PIL image or an array to RGB uint8 [H, W, 3].
 
     Raises:
-        VocsegError: it cannot be read, or is an array of another shape or type.
+        VocsegError: the file cannot be read, or the array has another shape or type.
     """
     if isinstance(image, str | Path):
         return read_image(Path(image))
@@ -102,12 +102,12 @@ def as_rgb(image: Any) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Reads a mask as labels, uint8 [H, W]: the indices of a palette PNG, never its colours.
+    """Reads a mask as labels, uint8 [H, W]: the palette indices of a palette PNG, not its colours.
 
     Raises:
-        VocsegError: it is missing, truncated, no image, or holds colours instead of labels.
+        VocsegError: the file is missing, damaged, not an image, or holds colours instead of labels.
     """
-    mask = _open(path, "mask", lambda image: image)
+    mask = _decode(path, "mask", lambda image: image)
     if mask.mode not in ("P", "L"):
         raise VocsegError(
             f"The mask {path} has mode {mask.mode}: a mask must be a palette (P) or grey (L) PNG of labels."
@@ -116,13 +116,14 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_sample(sample: Sample, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a photograph and its mask, and checks that they belong together.
+    """Reads an image and its mask, and checks that their sizes agree and that every label is known.
 
     Returns:
-        RGB uint8 [H, W, 3] and labels uint8 [H, W] with values 0..num_classes-1 and 255.
+        RGB uint8 [H, W, 3] and labels uint8 [H, W] with values 0 to num_classes - 1 and 255.
 
     Raises:
-        VocsegError: as :func:`read_image` and :func:`read_mask`; unlike sizes; a label that is no class.
+        VocsegError: a file cannot be read (see ``read_image`` and ``read_mask``), the sizes differ, or a label is
+            neither a class nor void.
     """
     image, mask = read_image(sample.image), read_mask(sample.mask)
     if image.shape[:2] != mask.shape:
@@ -131,49 +132,53 @@ def read_sample(sample: Sample, num_classes: int) -> tuple[np.ndarray, np.ndarra
             f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]}."
         )
     present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    strange = [int(label) for label in present if label >= num_classes and label != VOID]
-    if strange:
+    unexpected = [int(label) for label in present if label >= num_classes and label != VOID]
+    if unexpected:
         raise VocsegError(
-            f"The mask {sample.mask} has label {strange[0]}, but there are {num_classes} classes "
-            f"(0 to {num_classes - 1}, and {VOID} for void). Masks of other classes need --data.class_names."
+            f"The mask {sample.mask} has label {unexpected[0]}, but there are {num_classes} classes "
+            f"(0 to {num_classes - 1}, and {VOID} for void). If the masks have other classes, name them with "
+            "--data.class_names."
         )
     return image, mask
 
 
 def check_samples(samples: Sequence[Sample], num_classes: int, *, keep: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Reads every sample once, so that a broken file shows before the first step and not after an hour.
+    """Reads every sample once, so that a broken file is reported before training starts.
 
     Args:
-        samples: what to read.
-        num_classes: how many labels are classes.
-        keep: return what was read (else an empty list).
+        samples: the files to read.
+        num_classes: the number of classes; larger labels except 255 are errors.
+        keep: return the decoded samples.
+
+    Returns:
+        The image and mask of each sample, as ``read_sample`` gives them; an empty list if ``keep`` is False.
 
     Raises:
-        VocsegError: naming the broken files, at most five of them.
+        VocsegError: files are broken; the message names the first five and counts the others.
     """
 
-    def attempt(sample: Sample) -> tuple[np.ndarray, np.ndarray] | VocsegError | None:
+    def read(sample: Sample) -> tuple[np.ndarray, np.ndarray] | VocsegError | None:
         try:
             arrays = read_sample(sample, num_classes)
         except VocsegError as error:
             return error
         return arrays if keep else None
 
-    with ThreadPoolExecutor() as pool:  # decoding runs outside the interpreter lock
-        outcomes = list(pool.map(attempt, samples))
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        outcomes = list(pool.map(read, samples))
     errors = [str(outcome) for outcome in outcomes if isinstance(outcome, VocsegError)]
     if errors:
         more = f"\n... and {len(errors) - 5} more broken files" if len(errors) > 5 else ""
         raise VocsegError("\n".join(errors[:5]) + more)
-    return outcomes if keep else []
+    return [outcome for outcome in outcomes if isinstance(outcome, tuple)]
 
 
 def count_pixels(samples: Sequence[Sample], masks: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """Counts the labels of all masks' pixels.
+    """Counts the pixels of each label over all masks.
 
     Args:
-        samples: whose masks are read.
-        masks: the masks themselves where they are at hand; else empty.
+        samples: the samples whose masks are read.
+        masks: the decoded masks of all samples if they are in memory, else empty.
 
     Returns:
         int64 [256], pixels by label.
@@ -182,17 +187,22 @@ def count_pixels(samples: Sequence[Sample], masks: Sequence[np.ndarray] = ()) ->
     def count(mask: np.ndarray) -> np.ndarray:
         return np.bincount(mask.ravel(), minlength=256)
 
+    total = np.zeros(256, dtype=np.int64)
     if masks:
-        return sum(count(mask) for mask in masks)
+        for mask in masks:
+            total += count(mask)
+        return total
     with ThreadPoolExecutor() as pool:
-        return sum(pool.map(lambda sample: count(read_mask(sample.mask)), samples))
+        for counts in pool.map(lambda sample: count(read_mask(sample.mask)), samples):
+            total += counts
+    return total
 
 
 def find_images(path: str | None) -> list[Path]:
-    """The image files that a path, folder or glob names, sorted.
+    """Finds the image files that a path, a folder or a glob pattern names, sorted.
 
     Raises:
-        VocsegError: there are none.
+        VocsegError: no path is given, or no image is found.
     """
     if path is None:
         raise VocsegError("Prediction needs images: --data.predict_path with an image, a folder or a glob.")
@@ -209,14 +219,15 @@ def find_images(path: str | None) -> list[Path]:
     return found
 
 
-def _open(path: Path, kind: str, finish) -> Image.Image:
+def _decode(path: Path, kind: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Loads an image file completely and converts it; ``kind`` names the file in error messages."""
     try:
         with Image.open(path) as image:
             if image.format == "PNG":
-                image.verify()  # loading alone would not notice damaged pixels: their check sums are skipped
+                image.verify()  # load() skips the checksums of a PNG's pixel data
         with Image.open(path) as image:
             image.load()
-            return finish(image)
+            return convert(image)
     except FileNotFoundError as error:
         raise VocsegError(f"The {kind} {path} does not exist.") from error
     except UnidentifiedImageError as error:

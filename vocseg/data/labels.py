@@ -1,9 +1,10 @@
-"""The classes and colours of PASCAL VOC, and the label that means "do not count this pixel"."""
+"""The classes and colours of PASCAL VOC, and the void label."""
 
 import numpy as np
 
 VOID = 255
-"""Label of pixels that neither train nor count: VOC's borders, and every pixel a transform had to invent."""
+"""Label of pixels that count neither in the loss nor in the scores: object borders in VOC's masks, and pixels that a
+transform added."""
 
 VOC_CLASSES = (
     "background",
@@ -31,7 +32,10 @@ VOC_CLASSES = (
 
 
 def _voc_palette() -> np.ndarray:
-    """The VOC devkit's colour map: the bits of the label, dealt to red, green and blue from the top bit down."""
+    """The colour map of the VOC devkit (its function ``VOClabelcolormap``).
+
+    Bits 0, 1, 2 of a label are bit 7 of red, green and blue; its bits 3, 4, 5 are their bit 6; and so on.
+    """
     labels = np.arange(256)
     palette = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):

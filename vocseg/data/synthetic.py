@@ -1,7 +1,7 @@
-"""Drawn scenes in VOC layout, to try vocseg without VOC and to test it on real files.
+"""Synthetic images and masks in VOC layout, to try vocseg without VOC and to test it on real files.
 
-Six shapes in front of a background. Shape and texture tell the class; colour does not: every object, and every
-background, takes its colours from the same distribution.
+An image shows shapes of six classes in front of a background. The class determines shape and texture, but not colour:
+all objects and backgrounds draw their colours from the same distribution.
 """
 
 import json
@@ -19,16 +19,17 @@ from vocseg.errors import VocsegError
 
 SYNTHETIC_CLASSES = ("background", "disc", "ring", "square", "triangle", "cross", "star")
 
-_FORMAT = 1  # goes up when the scenes change, so that an older tree is not taken for this one
+_FORMAT_VERSION = 1  # increase it when the images change, so that older trees are recognised
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Five points: the radius of the outline is a zigzag over the angle."""
+    """A star with five points: the radius of its outline is a triangle wave over the angle."""
     fifth = np.abs(np.mod(np.arctan2(v, u) * 5 / (2 * np.pi), 1) - 0.5) * 2
     return np.hypot(u, v) < 0.4 + 0.6 * fifth
 
 
-# shape (u, v in units of the object's radius) and texture (x, y in pixels, turned with the object)
+# whether a pixel lies inside the shape (u, v in units of the object's radius), and whether it has the second colour of
+# the texture (x, y in pixels); both in coordinates that are rotated with the object
 _SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disc": lambda u, v: np.hypot(u, v) < 0.9,
     "ring": lambda u, v: (np.hypot(u, v) < 1) & (np.hypot(u, v) > 0.5),
@@ -47,23 +48,25 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def draw_scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one scene: one to three objects, overlapping, in front of a soft background.
+def render_sample(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Renders one image and its mask: one to three objects, which may overlap, in front of a background.
+
+    The result depends on all three arguments and on nothing else.
 
     Args:
-        seed: of the whole tree.
-        split: scenes of one split are unlike those of another.
-        index: of the scene in its split, from 0.
+        seed: the seed of the tree.
+        split: the name of the split.
+        index: the index of the sample in its split, from 0.
 
     Returns:
-        RGB uint8 [H, W, 3] and labels uint8 [H, W], 255 along every outline; sides of 96 to 144 pixels.
+        RGB uint8 [H, W, 3] and labels uint8 [H, W], 255 along every outline; H and W are 96 to 144 pixels.
     """
     rng = np.random.default_rng([seed, index, *split.encode()])
     height, width = (int(side) for side in rng.integers(96, 145, size=2))
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
-    image = _background(rng, rows / height, columns / width)
+    image = _render_background(rng, rows / height, columns / width)
     mask = np.zeros((height, width), dtype=np.uint8)
-    # the first object's class goes round, so that every class occurs in a small split
+    # the first class cycles with the index, so that a small split has every class
     names = list(_SHAPES)
     chosen = [names[index % len(names)], *rng.choice(names, size=rng.integers(0, 3))]
     for name in rng.permutation(chosen):
@@ -73,72 +76,73 @@ def draw_scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarra
         x = np.cos(angle) * (columns - centre_x) + np.sin(angle) * (rows - centre_y)
         y = np.cos(angle) * (rows - centre_y) - np.sin(angle) * (columns - centre_x)
         inside = _SHAPES[name](x / radius, y / radius)
-        first, second = _two_colours(rng)
+        first, second = _draw_colours(rng)
         image[inside] = np.where(_TEXTURES[name](x, y)[inside, None], second, first)
         mask[inside] = SYNTHETIC_CLASSES.index(str(name))
-        mask[_outline(inside)] = VOID
+        mask[_find_outline(inside)] = VOID
     image += rng.normal(0, 4, size=image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), mask
 
 
 def write_tree(root: str | Path, *, train: int = 400, val: int = 48, test: int = 48, seed: int = 0) -> Path:
-    """Writes drawn scenes as a VOC2007 tree: JPEG photographs, palette PNG masks, image-set lists.
+    """Writes synthetic images as a VOC2007 tree: JPEG images, palette PNG masks and image-set lists.
 
-    A tree that is there already is left as it is. A half-written one is never seen: the files are drawn beside it and
-    moved into place, so several processes may write at once.
+    An existing tree with the same settings is kept. The files are written to a temporary folder, which is then renamed,
+    so no process sees an incomplete tree and several processes may write the same tree at once.
 
     Args:
-        root: folder to make; ``VOCdevkit/VOC2007`` goes below it.
-        train: number of scenes that train.
-        val: number of scenes that validate.
-        test: number of scenes that test.
-        seed: of all scenes.
+        root: the folder to create; it will hold ``VOCdevkit/VOC2007``.
+        train: number of training images.
+        val: number of validation images.
+        test: number of test images.
+        seed: seed of all images.
 
     Returns:
         ``root``.
 
     Raises:
-        VocsegError: ``root`` holds something else.
+        VocsegError: ``root`` exists and holds other files.
     """
     root = Path(root)
-    wanted = {"format": _FORMAT, "train": train, "val": val, "test": test, "seed": seed}
-    if not _holds(root, wanted):
+    settings = {"format": _FORMAT_VERSION, "train": train, "val": val, "test": test, "seed": seed}
+    if not _is_written(root, settings):
         root.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            _write(draft, {"train": train, "val": val, "test": test}, seed)
-            (draft / "synthetic.json").write_text(json.dumps(wanted), encoding="utf-8")
-            draft.chmod(0o755)
+            _write_files(temporary, {"train": train, "val": val, "test": test}, seed)
+            (temporary / "synthetic.json").write_text(json.dumps(settings), encoding="utf-8")
+            temporary.chmod(0o755)
             try:
-                os.rename(draft, root)
+                os.rename(temporary, root)
             except OSError:
-                if not _holds(root, wanted):  # else another process was quicker
+                if not _is_written(root, settings):  # else another process renamed its folder first
                     raise
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return root
 
 
 def synthetic_root() -> Path:
-    """Where the drawn scenes are kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Returns the folder of the synthetic images: below ``$XDG_CACHE_HOME``, or below ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vocseg" / "synthetic"
 
 
-def _holds(root: Path, wanted: dict[str, int]) -> bool:
+def _is_written(root: Path, settings: dict[str, int]) -> bool:
+    """Tells whether ``root`` holds the tree with these settings; raises VocsegError if it holds anything else."""
     if not root.exists():
         return False
     try:
         found = json.loads((root / "synthetic.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
-    if found != wanted:
+    if found != settings:
         raise VocsegError(
-            f"{root} exists and holds something other than these drawn scenes: delete it or name another."
+            f"{root} exists and holds something other than these synthetic images: delete it or name another folder."
         )
     return True
 
 
-def _write(root: Path, counts: dict[str, int], seed: int) -> None:
+def _write_files(root: Path, counts: dict[str, int], seed: int) -> None:
     tree = root / "VOCdevkit" / "VOC2007"
     lists = tree / "ImageSets" / "Segmentation"
     for folder in (tree / "JPEGImages", tree / "SegmentationClass", lists):
@@ -146,7 +150,7 @@ def _write(root: Path, counts: dict[str, int], seed: int) -> None:
     names = {split: [f"{split}_{index:04d}" for index in range(count)] for split, count in counts.items()}
     for split, stems in names.items():
         for index, stem in enumerate(stems):
-            image, labels = draw_scene(seed, split, index)
+            image, labels = render_sample(seed, split, index)
             Image.fromarray(image).save(tree / "JPEGImages" / f"{stem}.jpg", quality=92)
             mask = Image.fromarray(labels)
             mask.putpalette(VOC_PALETTE.tobytes())
@@ -156,27 +160,27 @@ def _write(root: Path, counts: dict[str, int], seed: int) -> None:
         (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
 
 
-def _background(rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """A soft wave between two colours."""
-    first, second = _two_colours(rng)
+def _render_background(rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Renders a sine wave between two colours, float64 [H, W, 3]."""
+    first, second = _draw_colours(rng)
     direction, phase = rng.uniform(0, 2 * np.pi, size=2)
     along = np.cos(direction) * columns + np.sin(direction) * rows
-    share = (1 + np.sin(rng.uniform(2, 6) * along + phase)) / 2
-    return first + share[..., None] * (second - first)
+    weight = (1 + np.sin(rng.uniform(2, 6) * along + phase)) / 2
+    return first + weight[..., None] * (second - first)
 
 
-def _two_colours(rng: np.random.Generator) -> np.ndarray:
-    """Two RGB colours far enough apart to be seen side by side."""
+def _draw_colours(rng: np.random.Generator) -> np.ndarray:
+    """Draws two RGB colours that differ visibly, float64 [2, 3]."""
     while True:
         colours = rng.uniform(0, 255, size=(2, 3))
         if np.abs(colours[0] - colours[1]).sum() > 200:
             return colours
 
 
-def _outline(inside: np.ndarray) -> np.ndarray:
-    """The pixels on either side of a shape's edge, as VOC's void borders."""
+def _find_outline(inside: np.ndarray) -> np.ndarray:
+    """Finds the pixels on both sides of a shape's edge, which VOC labels void."""
     shape = Image.fromarray(inside)
-    grown, shrunk = (
+    dilated, eroded = (
         np.array(shape.convert("L").filter(f(3))) > 0 for f in (ImageFilter.MaxFilter, ImageFilter.MinFilter)
     )
-    return grown & ~shrunk
+    return dilated & ~eroded

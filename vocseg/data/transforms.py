@@ -1,12 +1,15 @@
-"""albumentations, kept in one file: named pipelines, random draws that can be repeated, masks that stay honest."""
+"""Image and mask transforms: named pipelines, reproducible random draws, void for new mask pixels.
+
+No other module imports albumentations.
+"""
 
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for a newer version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version online
 
 import albumentations as A
 import numpy as np
@@ -18,7 +21,9 @@ from vocseg.data.labels import VOID
 from vocseg.errors import VocsegError, nearest
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's RGB values in [0, 1]; every image is normalised with them."""
+"""Mean and standard deviation of ImageNet's RGB values in [0, 1]. Every image is normalised with them."""
+
+PipelineFactory = Callable[[int, int], list[A.BasicTransform | A.BaseCompose]]
 
 
 def _resize(height: int, width: int) -> A.BasicTransform:
@@ -29,91 +34,103 @@ def _affine() -> A.BasicTransform:
     return A.Affine(scale=(0.8, 1.25), translate_percent=(-0.1, 0.1), rotate=(-15, 15), shear=(-5, 5), p=1.0)
 
 
-def _random_part(height: int, width: int) -> A.BasicTransform:
+def _random_crop(height: int, width: int) -> A.BasicTransform:
     return A.RandomResizedCrop((height, width), scale=(0.25, 1.0), area_for_downscale="image")
 
 
-TRAIN_PIPELINES = {
+TRAIN_PIPELINES: dict[str, PipelineFactory] = {
     "resize": lambda height, width: [_resize(height, width)],
     "flip": lambda height, width: [_resize(height, width), A.HorizontalFlip(p=0.5)],
     "flip_both": lambda height, width: [_resize(height, width), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)],
     "affine": lambda height, width: [_affine(), _resize(height, width)],
     "crop": lambda height, width: [
-        _random_part(height, width),
+        _random_crop(height, width),
         A.HorizontalFlip(p=0.5),
         A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05, p=0.8),
     ],
     "paper": lambda height, width: [
         _affine(),
-        _random_part(height, width),
+        _random_crop(height, width),
         A.HorizontalFlip(p=0.5),
         A.VerticalFlip(p=0.5),
     ],
 }
-"""What ``train_transforms`` may name.
+"""The pipelines that ``train_transforms`` can name, as functions of the image height and width.
 
-resize: to the image size, the ratio of the sides given up (the paper's baseline); flip: the same, mirrored half the
-time; flip_both: also turned upside down half the time; affine: turned by up to 15 degrees, sheared by up to 5, scaled
-by 0.8 to 1.25 and moved by up to 10 %, then resized; crop: a random part of 25 to 100 % of the area, mirrored half the
-time, colours jittered; paper: affine, a random part, both flips (the kinds of augmentation that the paper names; their
-strengths are ours). Images are made smaller by averaging areas, as photographs should be; masks always take the nearest
-label.
+- ``resize``: resize to the image size without keeping the aspect ratio (the paper's baseline).
+- ``flip``: resize, then flip left to right with probability 0.5.
+- ``flip_both``: as flip, then flip top to bottom with probability 0.5.
+- ``affine``: rotate by up to 15 degrees, shear by up to 5 degrees, scale by 0.8 to 1.25 and translate by up to 10 %,
+  then resize.
+- ``crop``: crop 25 to 100 % of the area, resize, flip left to right with probability 0.5, jitter the colours.
+- ``paper``: affine, crop, both flips: the kinds of augmentation that the paper names. It does not give their ranges.
+
+Images are downscaled by area averaging, which avoids aliasing. Masks are resized with nearest-neighbour sampling.
 """
 
-EVAL_PIPELINES = {
+EVAL_PIPELINES: dict[str, PipelineFactory] = {
     "resize": lambda height, width: [_resize(height, width)],
     "keep_ratio": lambda height, width: [A.LongestMaxSize(max(height, width), area_for_downscale="image")],
 }
-"""What ``eval_transforms`` may name.
+"""The pipelines that ``eval_transforms`` can name, as functions of the image height and width.
 
-resize: to the image size, the ratio of the sides given up (the paper); keep_ratio: the longer side to the larger number
-of the image size.
+- ``resize``: resize to the image size without keeping the aspect ratio (the paper).
+- ``keep_ratio``: resize the longer side to the larger number of the image size and keep the aspect ratio.
 """
 
 
 def make_transforms(
-    wanted: str | Sequence[Any], pipelines: Mapping[str, Any], image_size: tuple[int, int], role: str
+    transforms: str | Sequence[Any], pipelines: Mapping[str, PipelineFactory], image_size: tuple[int, int], role: str
 ) -> list[A.BasicTransform | A.BaseCompose]:
-    """A list of albumentations transforms from a pipeline's name, or from transforms or descriptions of them.
+    """Builds a list of albumentations transforms.
+
+    Args:
+        transforms: the name of a pipeline, or a sequence of transforms, their class names, or their configurations
+            ``{"class_path", "init_args"}``.
+        pipelines: the pipelines that can be named: ``TRAIN_PIPELINES`` or ``EVAL_PIPELINES``.
+        image_size: height and width in pixels, for named pipelines.
+        role: the setting that the transforms belong to, named in error messages.
 
     Raises:
-        VocsegError: there is no such pipeline, or a transform that normalises (the data module does so itself).
+        VocsegError: the pipeline or class is unknown, an argument is wrong, or a transform normalises (the data module
+            normalises itself).
     """
-    if isinstance(wanted, str):
-        if wanted not in pipelines:
+    if isinstance(transforms, str):
+        if transforms not in pipelines:
             raise VocsegError(
-                f"There are no {role} {wanted!r}; there are {', '.join(pipelines)}, or a list of albumentations "
-                "classes." + nearest(wanted, pipelines)
+                f"There are no {role} {transforms!r}; use one of {', '.join(pipelines)}, or a list of albumentations "
+                "classes." + nearest(transforms, pipelines)
             )
-        return pipelines[wanted](*image_size)
-    transforms = [
-        _built(transform, role) if isinstance(transform, str | Mapping) else transform for transform in wanted
+        return pipelines[transforms](*image_size)
+    built = [
+        _build_transform(transform, role) if isinstance(transform, str | Mapping) else transform
+        for transform in transforms
     ]
-    for transform in transforms:
+    for transform in built:
         if isinstance(transform, A.Normalize | A.ToFloat | A.ToTensorV2):
             raise VocsegError(
-                f"{role} holds {type(transform).__name__}: take it out. Images are normalised with ImageNet's mean and "
-                "deviation and made tensors after the transforms."
+                f"{role} holds {type(transform).__name__}: take it out. After the transforms, images are normalised "
+                "with ImageNet's mean and standard deviation and converted to tensors."
             )
-    return transforms
+    return built
 
 
-def _built(transform: str | Mapping[str, Any], role: str) -> A.BasicTransform | A.BaseCompose:
-    description = {"class_path": transform} if isinstance(transform, str) else dict(transform)
-    if "." not in description.get("class_path", "."):
-        description["class_path"] = f"albumentations.{description['class_path']}"
+def _build_transform(transform: str | Mapping[str, Any], role: str) -> A.BasicTransform | A.BaseCompose:
+    config = {"class_path": transform} if isinstance(transform, str) else dict(transform)
+    if "." not in config.get("class_path", "."):
+        config["class_path"] = f"albumentations.{config['class_path']}"
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # a misspelt setting is only worth a warning to albumentations
+        warnings.simplefilter("error", UserWarning)  # albumentations only warns of an unknown argument
         try:
-            return factory_from_config(description, role, (A.BasicTransform, A.BaseCompose))()
+            return factory_from_config(config, role, (A.BasicTransform, A.BaseCompose))()
         except (UserWarning, TypeError, ValueError) as error:
             if isinstance(error, VocsegError):
                 raise
-            raise VocsegError(f"{role}: {description['class_path']}: {' '.join(str(error).split())}") from error
+            raise VocsegError(f"{role}: {config['class_path']}: {' '.join(str(error).split())}") from error
 
 
 def transform_to_config(transform: A.BasicTransform | A.BaseCompose) -> dict[str, Any]:
-    """``{"class_path", "init_args"}`` of an albumentations transform, for a checkpoint."""
+    """Returns the configuration ``{"class_path", "init_args"}`` of an albumentations transform, for checkpoints."""
     init_args = (
         {**transform.get_base_init_args(), **transform.get_transform_init_args()}
         if isinstance(transform, A.BasicTransform)
@@ -121,22 +138,23 @@ def transform_to_config(transform: A.BasicTransform | A.BaseCompose) -> dict[str
     )
     return {
         "class_path": f"{type(transform).__module__}.{type(transform).__qualname__}",
-        "init_args": {key: _plain(value) for key, value in init_args.items()},
+        "init_args": {key: _to_builtin(value) for key, value in init_args.items()},
     }
 
 
 class Pipeline:
-    """Transforms, then normalisation, with draws that follow from (seed, epoch, sample) alone.
+    """Transforms and then normalisation, with random draws that depend on (seed, epoch, index) only.
 
-    albumentations' own generators repeat themselves over epochs and worker processes; new ones for each sample make a
-    draw the same whatever the number of workers, and after resuming. All transforms of a pipeline share them: given the
-    same seed each, as ``Compose.set_random_seed`` does, two flips would always come together.
+    Every sample gets new random generators, so the number of workers and resuming do not change a draw; the generators
+    of albumentations repeat themselves across epochs and workers. All transforms of the pipeline share the generators.
+    ``Compose.set_random_seed`` would seed each transform alike, and two flips would always happen together.
 
     Args:
         transforms: albumentations transforms, applied in order.
-        num_classes: labels 0..num_classes-1 are classes.
-        seed: of all draws.
-        void_label: what the masks' void becomes; pixels that a transform invents are void (255) all the same.
+        num_classes: the number of classes; labels 0 to num_classes - 1 are classes.
+        seed: the seed of all random draws.
+        void_label: the label that replaces void in the given masks. Pixels that a transform adds are void (255) in any
+            case.
     """
 
     def __init__(self, transforms: Sequence[Any], num_classes: int, seed: int = 0, void_label: int = VOID) -> None:
@@ -154,10 +172,10 @@ class Pipeline:
             image: RGB uint8 [H, W, 3].
             mask: labels uint8 [H, W], 255 = void, or None.
             epoch: counted from 0.
-            index: the sample's place in the split's list.
+            index: the index of the sample in the split's list.
 
         Returns:
-            ``image`` float32 [3, h, w], normalised, and ``mask`` int64 [h, w] if there was one.
+            ``image`` float32 [3, h, w], normalised, and, if a mask is given, ``mask`` int64 [h, w].
         """
         seeds = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)
         self.compose.set_random_state(np.random.default_rng(seeds[0]), random.Random(int(seeds[1])))
@@ -165,43 +183,44 @@ class Pipeline:
             return {"image": to_tensor(self.compose(image=image)["image"])}
         if self.void_label != VOID:
             mask = np.where(mask == VOID, np.uint8(self.void_label), mask)
-        # Transforms fill new mask pixels with 0 unless told otherwise, and 0 is background. With every label moved up
-        # by one (and 255 round to 0) their filling is void.
-        moved = self.compose(image=image, mask=mask + np.uint8(1))
-        labels = moved["mask"] - np.uint8(1)
+        # By default transforms fill new mask pixels with 0, which is background. In labels shifted by one (255 wraps
+        # around to 0) 0 is void.
+        transformed = self.compose(image=image, mask=mask + np.uint8(1))
+        labels = transformed["mask"] - np.uint8(1)
         labels[labels >= self.num_classes] = VOID
-        return {"image": to_tensor(moved["image"]), "mask": torch.from_numpy(labels.astype(np.int64))}
+        return {"image": to_tensor(transformed["image"]), "mask": torch.from_numpy(labels.astype(np.int64))}
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """RGB uint8 [H, W, 3] to float32 [3, H, W], normalised with :data:`MEAN` and :data:`STD`."""
+    """Converts RGB uint8 [H, W, 3] to float32 [3, H, W], normalised with ``MEAN`` and ``STD``."""
     scale = 1.0 / (255.0 * np.array(STD, dtype=np.float32))
     offset = np.array(MEAN, dtype=np.float32) / np.array(STD, dtype=np.float32)
     return torch.from_numpy(np.ascontiguousarray((image * scale - offset).astype(np.float32).transpose(2, 0, 1)))
 
 
 def check_only_resizes(transforms: Sequence[Any]) -> None:
-    """Makes sure that evaluation transforms move no pixel, by sending two ramps through them.
+    """Checks that evaluation transforms move no pixel except by resizing.
 
-    Predictions are brought back to each photograph's own size by a plain resize; were the input cropped, padded,
-    mirrored or turned, the scores would silently be wrong.
+    Predictions are resized to the original size of each image, so scores would be wrong if the transforms cropped,
+    padded, flipped or rotated it. The check transforms two masks whose labels are the row and the column of each pixel.
 
     Raises:
-        VocsegError: a pixel came out elsewhere than a resize would put it.
+        VocsegError: a pixel is not where a resize puts it.
     """
     rows, columns = (ramp.astype(np.uint8) for ramp in np.mgrid[0:180, 0:240])
     for ramp in (rows, columns):
-        moved = A.Compose(list(transforms))(image=np.zeros((180, 240, 3), np.uint8), mask=ramp)["mask"]
-        expected = A.Resize(*moved.shape)(image=np.zeros((180, 240, 3), np.uint8), mask=ramp)["mask"]
-        tolerance = 1 + max(180 / moved.shape[0], 240 / moved.shape[1])  # one pixel of the result, for rounding
-        if np.abs(moved.astype(int) - expected.astype(int)).max() > tolerance:
+        transformed = A.Compose(list(transforms))(image=np.zeros((180, 240, 3), np.uint8), mask=ramp)["mask"]
+        expected = A.Resize(*transformed.shape)(image=np.zeros((180, 240, 3), np.uint8), mask=ramp)["mask"]
+        tolerance = 1 + max(180 / transformed.shape[0], 240 / transformed.shape[1])  # rounding: one pixel of the result
+        if np.abs(transformed.astype(int) - expected.astype(int)).max() > tolerance:
             raise VocsegError(
-                "The eval_transforms move pixels (they crop, pad, mirror, turn or warp). Predictions could not be "
-                "compared with the untouched masks: evaluation transforms may only resize and change colours."
+                "The eval_transforms move pixels (they crop, pad, flip, rotate or warp). Predictions could not be "
+                "compared with the original masks: evaluation transforms may only resize and change colours."
             )
 
 
-def _plain(value: Any) -> Any:
+def _to_builtin(value: Any) -> Any:
+    """Converts tuples to lists and numpy scalars to Python numbers, as configurations hold them."""
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_builtin(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value

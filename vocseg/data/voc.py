@@ -1,15 +1,16 @@
-"""PASCAL VOC as a LightningDataModule: files on disk -> batches."""
+"""PASCAL VOC as a LightningDataModule."""
 
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vocseg.data.datasets import (
     EpochSampler,
@@ -33,44 +34,53 @@ from vocseg.data.transforms import (
 from vocseg.errors import VocsegError
 
 SYNTHETIC = "synthetic"
-# not list[Any]: there jsonargparse would make any class that a config, or a stranger's checkpoint, names
+# not list[Any]: jsonargparse would build any class that an untrusted config or checkpoint names
 Transforms = str | list[str | dict]
+Loader = TypeVar("Loader", bound=DataLoader)
 
 
 class VOCDataModule(L.LightningDataModule):
-    """VOC2007, VOC2012, a folder laid out like them, or drawn scenes to try vocseg without either.
+    """VOC2007, VOC2012, a folder with the same layout, or synthetic images (to try vocseg without VOC).
 
-    Training batches are ``{"image": float32 [B, 3, h, w], "mask": int64 [B, h, w], "index": int64 [B]}``, 255 = void,
-    ``index`` = places in the split's list. Evaluation batches also have ``original_mask`` (list of uint8 [H_i, W_i],
-    untouched) and ``input_size`` (int64 [B, 2]; images of unlike sizes are padded on the right and at the bottom).
-    Prediction batches have ``image``, ``input_size``, ``original_size`` and ``path``.
+    The batches are dictionaries:
 
-    With several processes each gets its share of every split, no sample twice. Of a batch that shares do not fill, one
-    process may get no image.
+    - Training: ``image`` float32 [B, 3, h, w], ``mask`` int64 [B, h, w] with 255 = void, and ``index`` int64 [B], the
+      indices of the samples in the split's list.
+    - Evaluation: also ``original_mask``, a list of uint8 [H_i, W_i] as stored, and ``input_size`` int64 [B, 2], height
+      and width before padding. Images of different sizes are padded on the right and at the bottom.
+    - Prediction: ``image``, ``input_size``, ``original_size`` int64 [B, 2], ``path`` (list of str), and ``unreadable``,
+      a list of messages about images that cannot be read.
+
+    Several processes divide every split among them without repeating a sample, so an evaluation batch of one process
+    may have no image.
 
     Args:
-        root: folder that holds ``VOCdevkit/VOC<year>``, or ``VOC<year>``, or is itself such a tree (``JPEGImages``,
-            ``SegmentationClass``, ``ImageSets/Segmentation``); or ``synthetic``: scenes drawn into the user's cache.
+        root: the folder that holds ``VOCdevkit/VOC<year>`` or ``VOC<year>``, or a tree itself (``JPEGImages``,
+            ``SegmentationClass``, ``ImageSets/Segmentation``); or ``synthetic``: synthetic images, which are written
+            to the user's cache.
         year: 2007 or 2012.
-        download: fetch the official archive with torchvision if the tree is not there.
-        class_names: one name per label, for a tree of your own; VOC's 21 (or the drawn scenes' own) if None.
-        train_split: the list that trains.
-        val_split: the list that validates.
-        test_split: the list that tests. The masks of VOC2012's test photographs were never published.
-        image_size: height and width of network inputs in pixels, or one number for both.
+        download: download the official archive with torchvision if the tree does not exist.
+        class_names: one name per label, for your own data; None: VOC's 21 classes, or those of the synthetic images.
+        train_split: the name of the list for training.
+        val_split: the name of the list for validation.
+        test_split: the name of the list for testing. The test masks of VOC2012 were never published.
+        image_size: height and width of the network's input in pixels, or one number for both.
         batch_size: images per batch and process.
-        num_workers: processes that load data; None: one per core, at most 8.
-        train_transforms: the name of a pipeline (resize, flip, crop) or a list of albumentations transforms.
+        num_workers: worker processes that load data; None: one per CPU core, at most 8.
+        train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper) or a list of
+            albumentations transforms.
         eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
             resize and change colours.
-        void_trains_as: void pixels are ``ignored`` in training, or train as class 0 (``background``; the paper's course
-            did so). Pixels that a transform invents are always ignored; scores ignore void in either case.
-        in_memory: keep decoded images in memory (0.7 MB for one of VOC's).
-        seed: of every random draw of the data; draws follow from (seed, epoch, sample), the order from (seed, epoch).
-        predict_path: an image, a folder of images, or a glob, for prediction.
+        void_trains_as: in training, void pixels are ``ignored`` or have the label 0 (``background``, as in the course
+            that the paper was written for). Pixels that a transform adds are always ignored. Scores ignore void in
+            either case.
+        in_memory: keep the decoded images in memory (0.7 MB per VOC image).
+        seed: the seed of all random draws of the data. Transforms depend on (seed, epoch, index), the order of the
+            training samples depends on (seed, epoch).
+        predict_path: an image, a folder of images, or a glob pattern, for prediction.
 
     Raises:
-        VocsegError: settings, trees or files that cannot serve, with what to do about it.
+        VocsegError: a setting, the tree or a file is not usable; the message says how to mend it.
     """
 
     def __init__(
@@ -101,7 +111,8 @@ class VOCDataModule(L.LightningDataModule):
         if not 2 <= len(self.class_names) <= VOID - 1:
             raise VocsegError(f"class_names must name 2 to {VOID - 1} classes, got {len(self.class_names)}.")
         self.splits = {"train": train_split, "val": val_split, "test": test_split}
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = (height, width)
         if min(self.image_size) < 1 or batch_size < 1:
             raise VocsegError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}.")
         self.batch_size = batch_size
@@ -113,7 +124,7 @@ class VOCDataModule(L.LightningDataModule):
         self.predict_path = predict_path
         self.save_hyperparameters(
             {
-                # absolute: a checkpoint may be used from another folder
+                # absolute, because a checkpoint may be used from another folder
                 "root": SYNTHETIC if self.synthetic else str(self.root.resolve()),
                 "year": year,
                 "class_names": self.class_names,
@@ -123,19 +134,19 @@ class VOCDataModule(L.LightningDataModule):
                 "image_size": list(self.image_size),
                 "batch_size": batch_size,
                 "num_workers": num_workers,
-                "train_transforms": _described(train_transforms, self.train_transforms),
-                "eval_transforms": _described(eval_transforms, self.eval_transforms),
+                "train_transforms": _transforms_to_setting(train_transforms, self.train_transforms),
+                "eval_transforms": _transforms_to_setting(eval_transforms, self.eval_transforms),
                 "void_trains_as": void_trains_as,
                 "in_memory": in_memory,
                 "seed": seed,
             }
         )
-        self.datasets: dict[str, Dataset] = {}
+        self.datasets: dict[str, SegmentationDataset | PredictionDataset] = {}
         self._train_loader: ResumableLoader | None = None
         self._position: dict[str, int] = {}
 
     def prepare_data(self) -> None:
-        """Draws or downloads the tree if it is wanted and not there. Prediction needs no tree."""
+        """Writes or downloads the tree if the settings ask for it and it does not exist. Prediction needs no tree."""
         if self.predict_path is not None and self.trainer is not None and self.trainer.predicting:
             return
         if self.synthetic:
@@ -144,7 +155,7 @@ class VOCDataModule(L.LightningDataModule):
             self._download()
 
     def setup(self, stage: str) -> None:
-        """Reads the lists that ``stage`` needs and checks every file they name, once per machine."""
+        """Reads the lists that ``stage`` needs. One process per machine checks every file that they name."""
         if stage == "predict":
             self.datasets["predict"] = PredictionDataset(find_images(self.predict_path), self._pipeline("eval"))
             return
@@ -155,36 +166,37 @@ class VOCDataModule(L.LightningDataModule):
             if role in self.datasets:
                 continue
             samples = read_split(tree, self.splits[role])
-            arrays = []
+            arrays: list[tuple[np.ndarray, np.ndarray]] = []
             if self.in_memory or self.trainer is None or self.trainer.local_rank == 0:
                 arrays = check_samples(samples, len(self.class_names), keep=self.in_memory)
             pipeline = self._pipeline("train" if role == "train" else "eval")
             self.datasets[role] = SegmentationDataset(samples, pipeline, evaluates=role != "train", arrays=arrays)
 
     def tree(self, roles: Sequence[str] = ("train", "val", "test")) -> Path:
-        """The folder with ``JPEGImages``, ``SegmentationClass`` and ``ImageSets``.
+        """Finds the folder with ``JPEGImages``, ``SegmentationClass`` and ``ImageSets``.
 
         Args:
-            roles: what is wanted of it (train, val, test); used to say early that a split cannot exist.
+            roles: what the tree is needed for (train, val, test); the test masks of VOC2012 do not exist.
 
         Raises:
-            VocsegError: it is not there or lacks a part; the message tells where it was looked for and how to get it.
+            VocsegError: the tree does not exist or is incomplete; the message lists the folders searched and says how
+                to get the tree.
         """
         root = synthetic_root() if self.synthetic else self.root
         tree = find_tree(root, self.year)
         if tree is None:
-            looked = "\n".join(f"  {candidate}" for candidate in candidate_trees(root, self.year))
+            searched = "\n".join(f"  {candidate}" for candidate in candidate_trees(root, self.year))
             raise VocsegError(
                 f"There is no VOC{self.year} tree (ImageSets/Segmentation, JPEGImages, SegmentationClass) in any of\n"
-                f"{looked}\n"
-                "Say where it is with --data.root, or fetch it with --data.download true. To try vocseg without VOC: "
-                "vocseg fit --config quickstart"
+                f"{searched}\n"
+                "Name its folder with --data.root, or download it with --data.download true. To try vocseg without "
+                "VOC: vocseg fit --config quickstart"
             )
         missing = [name for name in ("JPEGImages", "SegmentationClass") if not (tree / name).is_dir()]
         if missing:
             raise VocsegError(
                 f"The VOC tree {tree} is incomplete: it has no folder {' and no '.join(missing)}. Unpack the archive "
-                "again, or fetch it with --data.download true and another --data.root."
+                "again, or download it with --data.download true and another --data.root."
             )
         if self.year == "2012" and "test" in roles and self.splits["test"] == "test" and not self.synthetic:
             raise VocsegError("VOC2012's test masks were never published. Test on another split: --data.test_split val")
@@ -192,11 +204,12 @@ class VOCDataModule(L.LightningDataModule):
 
     @cached_property
     def class_counts(self) -> Tensor:
-        """Pixels of each class in the training split's masks as they are on disk, int64 [C]; counted once.
+        """The number of pixels of each class in the stored training masks, int64 [C].
 
-        Void counts where ``void_trains_as`` says so.
+        Void pixels count as background if ``void_trains_as`` is ``background``, else not at all.
         """
         dataset = self.datasets["train"]
+        assert isinstance(dataset, SegmentationDataset)
         counts = count_pixels(dataset.samples, [mask for _, mask in dataset.arrays])
         classes = counts[: len(self.class_names)]
         if self.void_trains_as == "background":
@@ -204,44 +217,44 @@ class VOCDataModule(L.LightningDataModule):
         return torch.from_numpy(classes)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled; a last batch smaller than the others is dropped, unless it is the only one."""
-        self._train_loader = self._loader("train")
+        """Returns the shuffled training batches; an incomplete last batch is dropped unless it is the only one."""
+        self._train_loader = self._build_loader("train", ResumableLoader)
         self._train_loader.load_state_dict(self._position)
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader:
-        """In the list's order."""
-        return self._loader("val")
+        """Returns the validation batches in the order of the list."""
+        return self._build_loader("val", DataLoader)
 
     def test_dataloader(self) -> DataLoader:
-        """In the list's order."""
-        return self._loader("test")
+        """Returns the test batches in the order of the list."""
+        return self._build_loader("test", DataLoader)
 
     def predict_dataloader(self) -> DataLoader:
-        """In the files' order."""
-        return self._loader("predict")
+        """Returns the prediction batches in the order of the sorted paths."""
+        return self._build_loader("predict", DataLoader)
 
     def state_dict(self) -> dict[str, int]:
-        """How far the training split has been taken, for a checkpoint inside an epoch."""
+        """Returns the training loader's position, with which a checkpoint can resume inside an epoch."""
         return self._train_loader.state_dict() if self._train_loader is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on from there.
+        """Makes the next training loader start at the saved position.
 
-        Lightning restores loaders itself, but not when a schedule has asked for their length before.
+        Lightning restores loaders itself, but not if a schedule requested the number of batches before.
         """
         self._position = dict(state_dict)
 
-    def _loader(self, role: str) -> DataLoader:
+    def _build_loader(self, role: str, loader_class: type[Loader]) -> Loader:
         trains = role == "train"
-        processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        sampler = EpochSampler(self.datasets[role], self.seed, trains, *processes)
-        return (ResumableLoader if trains else DataLoader)(
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        sampler = EpochSampler(self.datasets[role], self.seed, trains, rank, world_size)
+        return loader_class(
             self.datasets[role],
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=trains and len(sampler) >= self.batch_size,
-            # else a loader would take its workers' seeds from torch's own generator, of which nothing depends on it
+            # by default the loader draws its workers' seeds from torch's global generator, which would change its state
             generator=torch.Generator(),
             num_workers=self.num_workers,
             collate_fn=collate,
@@ -270,9 +283,10 @@ class VOCDataModule(L.LightningDataModule):
             except (OSError, RuntimeError, ValueError) as error:
                 raise VocsegError(
                     f"Downloading VOC{self.year} ({split}) into {self.root} failed: {error}. Check the network and the "
-                    "free space, or fetch the archive by hand and unpack it there."
+                    "free disk space, or download the archive by hand and unpack it there."
                 ) from error
 
 
-def _described(wanted: Transforms, made: list[Any]) -> str | list[dict[str, Any]]:
-    return wanted if isinstance(wanted, str) else [transform_to_config(transform) for transform in made]
+def _transforms_to_setting(transforms: Transforms, built: list[Any]) -> str | list[dict[str, Any]]:
+    """Converts transforms to what a checkpoint holds: the name of a pipeline, or a list of configurations."""
+    return transforms if isinstance(transforms, str) else [transform_to_config(transform) for transform in built]
