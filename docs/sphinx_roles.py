@@ -5,7 +5,7 @@ from typing import Any
 
 import griffe
 
-ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`~?([\w.]+)`")
+ROLE = re.compile(r":(attr|class|data|exc|func|meth|mod):`~?([\w.]+)`")
 
 
 class SphinxRoles(griffe.Extension):
@@ -14,13 +14,14 @@ class SphinxRoles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrites the docstring of one object."""
         if obj.docstring:
-            obj.docstring.value = ROLE.sub(lambda match: _link(obj, match[1]), obj.docstring.value)
+            obj.docstring.value = ROLE.sub(lambda match: _link(obj, *match.groups()), obj.docstring.value)
 
 
-def _link(scope: griffe.Object, name: str) -> str:
+def _link(scope: griffe.Object, role: str, name: str) -> str:
+    if name.startswith("vocseg."):
+        return f"[`{name if role == 'mod' else name.rpartition('.')[2]}`][{name}]"
     first, dot, rest = name.partition(".")
     try:
-        path = scope.resolve(first) + dot + rest
-    except griffe.NameResolutionError:  # a full path
-        path = name
-    return f"[`{name}`][{path}]"
+        return f"[`{name}`][{scope.resolve(first)}{dot}{rest}]"
+    except griffe.NameResolutionError:
+        return f"[`{name}`][{name}]"  # mkdocs reports it
