@@ -1,9 +1,9 @@
-"""Kills fits at random moments and inside the writing of checkpoints, resumes them, and compares with a run left alone.
+"""Kills trainings at random times and while they write checkpoints, resumes them, and compares the results.
 
     python benchmarks/kills.py --kills 50 --inside 10
 
-After each kill the last checkpoint must load; each run that reaches its end must equal the undisturbed one in every
-parameter, optimizer state and logged figure. Exits with 1 otherwise. (It forks, so it runs on Linux and macOS.)
+After each kill the last checkpoint must load. Each run that finishes must equal an uninterrupted run in all parameters,
+optimizer states and logged values; otherwise the program fails. It uses fork and runs on Linux and macOS.
 """
 
 import argparse
@@ -28,8 +28,8 @@ RUN = Path("lightning_logs/quickstart/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
 
 
-def words(root: Path) -> list[str]:
-    """A fit whose checkpoints take long enough to write to be caught."""
+def fit_command(root: Path) -> list[str]:
+    """Arguments of a training whose checkpoints are large, so that a kill can hit the writing of one."""
     return [
         *("fit", "--config", "quickstart", "--data.root", str(root), "--data.num_workers", "2"),
         *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--data.image_size", "64"),
@@ -40,8 +40,8 @@ def words(root: Path) -> list[str]:
     ]
 
 
-def started(command: list[str], folder: Path) -> int:
-    """Runs the command in a forked process with its own process group; returns its id."""
+def start(command: list[str], folder: Path) -> int:
+    """Starts the command in a forked process with its own process group; returns the process id."""
     process = os.fork()
     if process == 0:
         os.setpgrp()
@@ -56,30 +56,34 @@ def started(command: list[str], folder: Path) -> int:
     return process
 
 
-def ended(process: int) -> int | None:
-    """The exit status, or None while it runs."""
+def exit_status(process: int) -> int | None:
+    """The exit status of the process, or None while it runs."""
     finished, status = os.waitpid(process, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if finished else None
 
 
-def disturbed(process: int, folder: Path, inside: bool, delay: float) -> str:
-    """Kills the process group after ``delay`` seconds, or then inside the next writing of a checkpoint."""
-    begun, parts = time.monotonic(), folder / RUN / "checkpoints"
-    left = {part: part.stat().st_mtime_ns for part in parts.glob("*.part")}  # by the kill before
-    while (status := ended(process)) is None:
-        writing = any(modified(part) not in (None, left.get(part)) for part in parts.glob("*.part"))
-        if time.monotonic() - begun > delay and (writing or not inside):
+def kill_after(process: int, folder: Path, inside: bool, delay: float) -> str:
+    """Kills the process group after ``delay`` seconds, or if ``inside``, at the first checkpoint written after that.
+
+    Returns:
+        ``inside`` or ``between`` the writing of checkpoints, or ``finished`` if the process ended before.
+    """
+    begin, folder_of_parts = time.monotonic(), folder / RUN / "checkpoints"
+    leftover = {part: part.stat().st_mtime_ns for part in folder_of_parts.glob("*.part")}  # from the previous kill
+    while (status := exit_status(process)) is None:
+        writing = any(modified(part) not in (None, leftover.get(part)) for part in folder_of_parts.glob("*.part"))
+        if time.monotonic() - begin > delay and (writing or not inside):
             os.killpg(process, signal.SIGKILL)
             os.waitpid(process, 0)
             return "inside" if writing else "between"
         time.sleep(0.0005)
     if status:
-        raise AssertionError(f"the fit failed: see {folder / 'log.txt'}")
+        raise AssertionError(f"the training failed: see {folder / 'log.txt'}")
     return "finished"
 
 
 def modified(path: Path) -> int | None:
-    """When the file was written to; None if it has been moved by now."""
+    """Modification time in nanoseconds; None if the file has been moved away."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -87,7 +91,7 @@ def modified(path: Path) -> int | None:
 
 
 def outcome(folder: Path) -> tuple[dict, list]:
-    """What must be equal."""
+    """The parts of a finished run that must be equal: contents of the last checkpoint, and lines of metrics.csv."""
     checkpoint = torch.load(folder / LAST, weights_only=True)
     with (folder / RUN / "metrics.csv").open() as file:
         lines = [{name: value for name, value in line.items() if name != "seconds"} for line in csv.DictReader(file)]
@@ -95,7 +99,7 @@ def outcome(folder: Path) -> tuple[dict, list]:
 
 
 def equal(first, second) -> bool:
-    """Deep equality, tensors bit by bit."""
+    """Compares recursively; tensors must be identical."""
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
@@ -104,47 +108,50 @@ def equal(first, second) -> bool:
 
 
 def main() -> int:
-    """Prints what was killed where, and whether every run that ended equals the undisturbed one."""
+    """Kills and resumes runs; prints each kill and the comparison of all finished runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--inside", type=int, default=10, help="at least so many of them inside a writing")
+    parser.add_argument("--inside", type=int, default=10, help="minimum number of kills while a checkpoint is written")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng, base = random.Random(given.seed), Path(tempfile.mkdtemp(prefix="kills-"))
     root = write_tree(base / "root", train=10, val=5, test=4)
-    command = words(root)
-    (base / "alone").mkdir()
-    begun, process = time.monotonic(), started(command, base / "alone")
-    while (status := ended(process)) is None:
+    command = fit_command(root)
+    reference = base / "reference"
+    reference.mkdir()
+    begin, process = time.monotonic(), start(command, reference)
+    while (status := exit_status(process)) is None:
         time.sleep(0.1)
     if status:
-        raise AssertionError(f"the fit failed: see {base / 'alone' / 'log.txt'}")
-    expected, seconds = outcome(base / "alone"), time.monotonic() - begun
+        raise AssertionError(f"the training failed: see {reference / 'log.txt'}")
+    expected, seconds = outcome(reference), time.monotonic() - begin
     counts, runs, resumed, folder = {"inside": 0, "between": 0}, 0, 0, None
     while sum(counts.values()) < given.kills or counts["inside"] < given.inside or folder is not None:
         if folder is None:
             folder = base / f"run_{runs}"
             folder.mkdir()
-        there = (folder / LAST).exists()
-        if not there:
-            shutil.rmtree(folder / RUN, ignore_errors=True)  # killed before its first checkpoint: begin again
-        process = started([*command, *(["--ckpt_path", "last"] if there else [])], folder)
-        what = disturbed(process, folder, rng.random() < 0.4, rng.uniform(0, seconds))
+        resume = (folder / LAST).exists()
+        if not resume:
+            shutil.rmtree(folder / RUN, ignore_errors=True)  # killed before its first checkpoint: restart
+        process = start([*command, *(["--ckpt_path", "last"] if resume else [])], folder)
+        result = kill_after(process, folder, rng.random() < 0.4, rng.uniform(0, seconds))
         epoch = torch.load(folder / LAST, weights_only=True)["epoch"] if (folder / LAST).exists() else None
-        if there and epoch is None:
-            raise AssertionError(f"{folder / LAST} is gone")
-        if what != "finished":
-            counts[what] += 1
+        if resume and epoch is None:
+            raise AssertionError(f"{folder / LAST} is missing")
+        if result != "finished":
+            counts[result] += 1
             print(
-                f"kill {sum(counts.values())}: {what} the writing of a checkpoint, last epoch saved: {epoch}",
+                f"kill {sum(counts.values())}: {result} the writing of checkpoints, last saved epoch: {epoch}",
                 flush=True,
             )
-        if epoch == EPOCHS - 1:  # a kill after the last epoch leaves nothing to go on with
+        if epoch == EPOCHS - 1:  # the run is complete, even if it was killed after its last epoch
             if not equal(outcome(folder), expected):
-                raise AssertionError(f"{folder} differs from {base / 'alone'}")
-            runs, resumed, folder = runs + 1, resumed + there, None
-    print(f"{counts['inside']} kills inside a writing, {counts['between']} between; every last checkpoint loaded")
-    print(f"{runs} runs came to their end, {resumed} of them resumed; all equal the undisturbed one")
+                raise AssertionError(f"{folder} differs from {reference}")
+            runs, resumed, folder = runs + 1, resumed + resume, None
+    print(f"{counts['inside']} kills while a checkpoint was written, {counts['between']} at other times")
+    print(
+        f"Every last checkpoint loaded. {runs} runs finished, {resumed} of them resumed; all equal the reference run."
+    )
     shutil.rmtree(base)
     return 0
 

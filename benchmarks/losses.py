@@ -1,9 +1,9 @@
-"""Times the losses, forward and backward, on one batch of the paper's baseline: 16 x 21 x 224 x 224.
+"""Measures the time of the losses, forward and backward, on one batch of the paper's baseline: 16 x 21 x 224 x 224.
 
     python benchmarks/losses.py
 
-Rounds are interleaved, so that what else the machine does falls on all of them alike; the ratio of each round to plain
-cross-entropy's is what counts.
+Each round runs every loss once, so that other load on the machine affects all of them equally. The result is the ratio
+to plain cross-entropy within a round.
 """
 
 import statistics
@@ -17,7 +17,7 @@ ROUNDS = 15
 
 
 def main() -> None:
-    """Prints milliseconds and ratios."""
+    """Measures, and prints milliseconds and ratios."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(16, 21, 224, 224, generator=generator, requires_grad=True)
     mask = torch.randint(0, 21, (16, 224, 224), generator=generator)
@@ -30,13 +30,13 @@ def main() -> None:
         "weighted focal": FocalLoss(2.0, weights),
     }
     seconds: dict[str, list[float]] = {name: [] for name in losses}
-    for round_ in range(ROUNDS + 1):
+    for number in range(ROUNDS + 1):
         for name, loss in losses.items():
             logits.grad = None
-            started = time.perf_counter()
+            start = time.perf_counter()
             loss(logits, mask).backward()
-            if round_:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
+            if number:  # round 0 is the warm-up
+                seconds[name].append(time.perf_counter() - start)
     plain = seconds["cross-entropy"]
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {ROUNDS} rounds")
     for name, times in seconds.items():

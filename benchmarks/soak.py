@@ -1,9 +1,9 @@
-"""Trains the quickstart for many epochs and follows the process: memory, open files, threads, size of event files.
+"""Trains the quickstart for many epochs and records memory, open files, threads and the size of the event files.
 
     python benchmarks/soak.py --epochs 200 --plot benchmarks/soak.png
 
-The first tenth is taken as warming up; afterwards memory may grow by 5 % and open files and threads not at all, and at
-the end the event files may have 16 MiB, else it exits with 1. Further options are those of vocseg fit.
+The first tenth of the epochs is the warm-up. The exit status is 1 if afterwards memory grows by more than 5 %, if there
+are more open files or threads at the end, or if the event files exceed 16 MiB. Further options go to vocseg fit.
 """
 
 import argparse
@@ -21,14 +21,14 @@ import matplotlib.pyplot as plt
 from vocseg.lightning_cli import VocsegCLI, run
 
 
-class Watch(L.Callback):
-    """Notes the process's state after each epoch."""
+class ResourceRecorder(L.Callback):
+    """Records the resources that the process uses after each epoch."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reads it from /proc."""
+        """Reads the resources from /proc."""
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         events = sum(file.stat().st_size for file in Path(trainer.log_dir).glob("events*"))
         self.lines.append(
@@ -43,32 +43,33 @@ class Watch(L.Callback):
 
 
 def main() -> int:
-    """Trains, writes the figures and draws them."""
+    """Trains, writes the measurements to a CSV file and plots them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--plot", type=Path, default=Path("soak.png"))
-    given, options = parser.parse_known_args()
-    watch = Watch()
+    arguments, fit_options = parser.parse_known_args()
+    recorder = ResourceRecorder()
 
-    class Watched(VocsegCLI):
+    class RecordedCLI(VocsegCLI):
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
             trainer = super().instantiate_trainer(**kwargs)
-            trainer.callbacks.insert(0, watch)
+            trainer.callbacks.insert(0, recorder)
             return trainer
 
     logs = tempfile.mkdtemp(prefix="soak-")
-    words = ["--config", "quickstart", "--trainer.max_epochs", str(given.epochs), "--trainer.default_root_dir", logs]
-    run(["fit", *words, "--trainer.enable_progress_bar", "false", *options], Watched)
-    with given.plot.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, watch.lines[0], lineterminator="\n")
+    command = ["fit", "--config", "quickstart", "--trainer.max_epochs", str(arguments.epochs)]
+    command += ["--trainer.default_root_dir", logs, "--trainer.enable_progress_bar", "false"]
+    run([*command, *fit_options], RecordedCLI)
+    with arguments.plot.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, recorder.lines[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: round(value, 2) for name, value in line.items()} for line in watch.lines)
-    draw(watch.lines, given.plot)
-    return judge(watch.lines)
+        writer.writerows({name: round(value, 2) for name, value in line.items()} for line in recorder.lines)
+    plot_resources(recorder.lines, arguments.plot)
+    return check_growth(recorder.lines)
 
 
-def draw(lines: list[dict[str, float]], path: Path) -> None:
-    """One small plot for each figure."""
+def plot_resources(lines: list[dict[str, float]], path: Path) -> None:
+    """Writes an image with one small plot per resource."""
     matplotlib.use("Agg")
     names = [name for name in lines[0] if name != "epoch"]
     figure, plots = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), layout="constrained")
@@ -79,13 +80,13 @@ def draw(lines: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def judge(lines: list[dict[str, float]]) -> int:
-    """0 if nothing grew that should not."""
-    warm, last = lines[len(lines) // 10], lines[-1]
+def check_growth(lines: list[dict[str, float]]) -> int:
+    """Prints first and last values after the warm-up; returns 1 if a resource grew too much, else 0."""
+    first, last = lines[len(lines) // 10], lines[-1]
     for name in ("memory, MiB", "open files", "threads", "event files, MiB"):
-        print(f"{name}: {warm[name]:.1f} in epoch {warm['epoch']}, {last[name]:.1f} in epoch {last['epoch']}")
-    grew = last["memory, MiB"] > 1.05 * warm["memory, MiB"] or last["event files, MiB"] > 16
-    return int(grew or any(last[name] > warm[name] for name in ("open files", "threads")))
+        print(f"{name}: {first[name]:.1f} in epoch {first['epoch']}, {last[name]:.1f} in epoch {last['epoch']}")
+    grew = last["memory, MiB"] > 1.05 * first["memory, MiB"] or last["event files, MiB"] > 16
+    return int(grew or any(last[name] > first[name] for name in ("open files", "threads")))
 
 
 if __name__ == "__main__":

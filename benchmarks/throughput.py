@@ -1,10 +1,10 @@
-"""Images per second: a bare PyTorch loop, vocseg through Lightning's Trainer, and the data pipeline alone.
+"""Measures images per second: a plain PyTorch loop, vocseg with Lightning's Trainer, and the data loader alone.
 
     python benchmarks/throughput.py --root /path/to/voc
 
-The network is the paper's baseline at batch 16, 224x224. Both loops use the same data, network, loss and optimizer;
-vocseg's has its loggers, checkpoints and progress bar on. Rounds of the two alternate in one process, so that
-a machine that slows down slows both; the first round of each warms up and is not counted.
+The network is the paper's baseline with batches of 16 images of 224x224 pixels. Both loops use the same data, network,
+loss and optimizer; vocseg's loggers, checkpoints and progress bar are enabled. Rounds of the two alternate in one
+process, so that other load on the machine affects both. The first round of each is the warm-up and is not counted.
 """
 
 import argparse
@@ -26,25 +26,25 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class EpochTimer(L.Callback):
-    """Seconds from the start of the first epoch to the end of training, checkpoint included."""
+    """Measures the seconds from the start of the first epoch to the end of training, with the checkpoint."""
 
     def on_train_epoch_start(self, trainer, pl_module):
-        """Starts the clock."""
+        """Starts the timer."""
         self.started = time.perf_counter()
 
     def on_train_end(self, trainer, pl_module):
-        """Stops the clock."""
+        """Stops the timer."""
         self.seconds = time.perf_counter() - self.started
 
 
 def make_task() -> SegmentationTask:
-    """The paper's baseline, the same weights each time."""
+    """Builds the paper's baseline, with the same weights at each call."""
     torch.manual_seed(0)
     return SegmentationTask(StridedEncoder(), DeconvDecoder, optimizer=partial(torch.optim.Adam, lr=5e-4))
 
 
 def bare(data: VOCDataModule, batches: int) -> float:
-    """One epoch of a plain loop over the same loader; returns images per second."""
+    """Trains ``batches`` batches in a plain PyTorch loop; returns images per second."""
     task = make_task().to(DEVICE).train()
     optimizer = torch.optim.Adam(task.parameters(), lr=5e-4)
     images = 0
@@ -67,7 +67,7 @@ def bare(data: VOCDataModule, batches: int) -> float:
 
 
 def through_trainer(data: VOCDataModule, batches: int) -> float:
-    """One epoch as `vocseg fit` runs it; returns images per second."""
+    """Trains ``batches`` batches as `vocseg fit` does; returns images per second."""
     timer = EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
@@ -91,7 +91,7 @@ def through_trainer(data: VOCDataModule, batches: int) -> float:
 
 
 def pipeline(data: VOCDataModule) -> float:
-    """One epoch of the loader alone; returns images per second."""
+    """Reads one epoch of the data loader without a network; returns images per second."""
     loader = data.train_dataloader()
     started = time.perf_counter()
     images = sum(len(batch["image"]) for batch in loader)
@@ -99,7 +99,7 @@ def pipeline(data: VOCDataModule) -> float:
 
 
 def rounds_of(count: int, **loops: Callable[[], float]) -> dict[str, list[float]]:
-    """Runs the loops in turn, once to warm up and then ``count`` times."""
+    """Runs the loops in turn, once as warm-up and then ``count`` times; returns their results by name."""
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(count + 1):
         for name, loop in loops.items():
@@ -110,16 +110,16 @@ def rounds_of(count: int, **loops: Callable[[], float]) -> dict[str, list[float]
 
 
 def show(name: str, rates: list[float]) -> None:
-    """Median and spread."""
+    """Prints the median and the range."""
     print(f"{name:<34} {statistics.median(rates):8.2f} images/s   ({min(rates):.2f} to {max(rates):.2f})")
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs all measurements and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--root", default="synthetic", help="as --data.root")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=13, help="per round; 13 are an epoch of VOC2007")
+    parser.add_argument("--batches", type=int, default=13, help="batches per round; 13 are one epoch of VOC2007")
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
 
@@ -131,15 +131,15 @@ def main() -> None:
 
     memory = make_data(in_memory=True)
     if len(memory.datasets["train"]) < options.batches * memory.batch_size:
-        raise SystemExit("The training split is too small for so many batches.")
+        raise SystemExit("The training split has fewer batches than --batches.")
     rates = rounds_of(
         options.rounds,
         bare=lambda: bare(memory, options.batches),
         vocseg=lambda: through_trainer(memory, options.batches),
     )
     print(f"\ntorch {torch.__version__}, {DEVICE.type}, {torch.get_num_threads()} threads, {options.rounds} rounds")
-    show("(a) bare PyTorch loop", rates["bare"])
-    show("(b) vocseg through the Trainer", rates["vocseg"])
+    show("(a) plain PyTorch loop", rates["bare"])
+    show("(b) vocseg with the Trainer", rates["vocseg"])
     ratios = [ours / theirs for ours, theirs in zip(rates["vocseg"], rates["bare"], strict=True)]
     print(
         f"{'(b) / (a), round by round':<34} {statistics.median(ratios):8.3f}"
