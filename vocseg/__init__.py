@@ -1,40 +1,83 @@
 """vocseg: semantic segmentation on PASCAL VOC with PyTorch Lightning.
 
-The public names below are imported on first use, so that ``import vocseg`` (and ``vocseg --help``) costs nothing.
+The public names below are imported on first use, so that ``import vocseg`` (and ``vocseg --help``) need not wait for
+torch. Type checkers see ordinary imports.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from vocseg.backbones import (
+        Backbone,
+        ListedUNetEncoder,
+        MobileNetV2,
+        ResNet,
+        StridedEncoder,
+        UNetEncoder,
+    )
+    from vocseg.data.voc import VOCDataModule
+    from vocseg.decoders import (
+        Decoder,
+        DeconvDecoder,
+        ListedUNetDecoder,
+        ResidualDecoder,
+        SkipDecoder,
+        UNetDecoder,
+    )
+    from vocseg.errors import VocsegError
+    from vocseg.losses import CrossEntropy, FocalLoss
+    from vocseg.network import SegmentationNetwork
+    from vocseg.schedules import Schedule
+    from vocseg.task import SegmentationTask
 
-_HOMES = {
-    "Backbone": "vocseg.backbones",
-    "CrossEntropy": "vocseg.losses",
-    "DeconvDecoder": "vocseg.decoders",
-    "Decoder": "vocseg.decoders",
-    "FocalLoss": "vocseg.losses",
-    "ListedUNetDecoder": "vocseg.decoders",
-    "ListedUNetEncoder": "vocseg.backbones",
-    "MobileNetV2": "vocseg.backbones",
-    "ResNet": "vocseg.backbones",
-    "ResidualDecoder": "vocseg.decoders",
-    "Schedule": "vocseg.schedules",
-    "SegmentationTask": "vocseg.task",
-    "SkipDecoder": "vocseg.decoders",
-    "StridedEncoder": "vocseg.backbones",
-    "UNetDecoder": "vocseg.decoders",
-    "UNetEncoder": "vocseg.backbones",
-    "VOCDataModule": "vocseg.data.voc",
-    "VocsegError": "vocseg.errors",
+__version__ = "0.2.0.dev0"
+
+__all__ = [
+    "Backbone",
+    "CrossEntropy",
+    "Decoder",
+    "DeconvDecoder",
+    "FocalLoss",
+    "ListedUNetDecoder",
+    "ListedUNetEncoder",
+    "MobileNetV2",
+    "ResNet",
+    "ResidualDecoder",
+    "Schedule",
+    "SegmentationNetwork",
+    "SegmentationTask",
+    "SkipDecoder",
+    "StridedEncoder",
+    "UNetDecoder",
+    "UNetEncoder",
+    "VOCDataModule",
+    "VocsegError",
+    "__version__",
+]
+
+_MODULES = {
+    "vocseg.backbones": ("Backbone", "ListedUNetEncoder", "MobileNetV2", "ResNet", "StridedEncoder", "UNetEncoder"),
+    "vocseg.data.voc": ("VOCDataModule",),
+    "vocseg.decoders": (
+        *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder"),
+    ),
+    "vocseg.errors": ("VocsegError",),
+    "vocseg.losses": ("CrossEntropy", "FocalLoss"),
+    "vocseg.network": ("SegmentationNetwork",),
+    "vocseg.schedules": ("Schedule",),
+    "vocseg.task": ("SegmentationTask",),
 }
-__all__ = [*_HOMES, "__version__"]
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
+if not TYPE_CHECKING:  # a type checker that saw this function would accept any name
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _MODULES.items():
+            if name in names:
+                return getattr(importlib.import_module(module), name)
         raise AttributeError(f"module 'vocseg' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

@@ -1,30 +1,28 @@
-"""The ``vocseg`` command."""
+"""The ``vocseg`` command: dispatches to the module of each subcommand.
 
-import argparse
+These modules are imported when they are needed, so that ``--help`` and ``--version`` need not wait for torch.
+"""
+
 import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 from vocseg import __version__
-from vocseg.errors import VocsegError, nearest
+from vocseg.errors import ArgumentParser, VocsegError, nearest
 from vocseg.experiments import list_experiments
-
-RESULTS = "experiments/results"
-
-# Lightning is imported in run(): --help and --version must not wait for it.
 
 COMMANDS = {
     "fit": "train a network: vocseg fit --config quickstart",
     "validate": "score a checkpoint on the validation split: vocseg validate --ckpt_path CKPT",
     "test": "score a checkpoint on the test split: vocseg test --ckpt_path CKPT",
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
-    "rows": "train the paper's rows, one after the other: vocseg rows [ROW ...] [options of fit]",
-    "tables": "rebuild the paper's tables and figures from the rows' records: vocseg tables",
-    "report": "make a page of runs' curves, scores and images: vocseg report RUN [RUN ...]",
+    "report": "write a page of runs' curves, scores and images: vocseg report RUN [RUN ...]",
     "experiments": "list the packaged experiments",
+    "paper": "reproduce the paper's tables: vocseg paper rows, vocseg paper tables",
 }
+MOVED = {"rows": "paper rows", "tables": "paper tables"}
+"""Commands of vocseg 0.1.0 under other names."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -44,24 +42,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"vocseg {__version__}")
         return 0
     try:
-        if args[0] not in COMMANDS:
-            raise VocsegError(f"There is no command {args[0]!r}.{nearest(args[0], COMMANDS)} See vocseg --help.")
-        if args[0] == "experiments":
-            for name, line in list_experiments():
-                print(f"{name:<12} {line}")
-            return 0
-        if args[0] == "rows":
-            return _rows(args[1:])
-        if args[0] == "tables":
-            return _tables(args[1:])
-        if args[0] == "report":
-            return _report(args[1:])
-        from vocseg.lightning_cli import run
-
-        run(args)
+        _dispatch(args[0], args[1:])
         return 0
     except VocsegError as error:
-        # a loader's worker process hands an error over with its traceback
+        # an error in a data loader's worker process arrives with its traceback
         message = str(error).rpartition(f"{VocsegError.__module__}.{VocsegError.__name__}: ")[2]
         print(f"vocseg: {message.strip()}", file=sys.stderr)
         return 1
@@ -69,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(
-            f"vocseg: no room to write {error.filename or 'a file'}: {error.strerror}. Make room, and go on with "
+            f"vocseg: no room to write {error.filename or 'a file'}: {error.strerror}. Make room, and resume with "
             "vocseg fit ... --ckpt_path last",
             file=sys.stderr,
         )
@@ -79,50 +63,31 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _rows(args: list[str]) -> int:
-    parser = _Parser(
-        prog="vocseg rows",
-        usage="vocseg rows [ROW ...] [--results FOLDER] [options of vocseg fit, for all rows]",
-        description="Trains, validates and tests rows of the paper's tables (experiments/paper/rows.yaml); each leaves "
-        "a record. What has its record is not run again; what was interrupted goes on.",
-        epilog="vocseg rows --data.root /path/to/voc runs every row that needs nothing special.",
-    )
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="row to run")
-    parser.add_argument("--results", default=RESULTS, help="folder for the records (default: %(default)s)")
-    given, options = parser.parse_known_args(args)
-    from vocseg.paper.rows import run_rows
+def _dispatch(command: str, args: list[str]) -> None:
+    if command in MOVED:
+        raise VocsegError(f"vocseg {command} is now vocseg {MOVED[command]}.")
+    if command not in COMMANDS:
+        raise VocsegError(f"There is no command {command!r}.{nearest(command, COMMANDS)} See vocseg --help.")
+    if command == "experiments":
+        for name, line in list_experiments():
+            print(f"{name:<12} {line}")
+    elif command == "report":
+        _report(args)
+    elif command == "paper":
+        from vocseg.paper.commands import run_command
 
-    failed = run_rows(given.rows, options, Path(given.results))
-    if failed:
-        raise VocsegError(f"These rows failed, for the reasons above: {', '.join(failed)}.")
-    return 0
+        run_command(args)
+    else:
+        from vocseg.lightning_cli import run
 
-
-def _tables(args: list[str]) -> int:
-    parser = _Parser(
-        prog="vocseg tables",
-        description="Rebuilds the tables (Markdown and CSV) and figures from the rows' records; trains nothing. A "
-        "RESULTS.md beside the records gets the tables too, between its marks.",
-    )
-    parser.add_argument("--results", default=RESULTS, help="folder of the records (default: %(default)s)")
-    parser.add_argument("--to", default=f"{Path(RESULTS).parent}/paper", help="folder to write (default: %(default)s)")
-    parser.add_argument("--data.root", dest="root", help="the VOC tree; without it the figures of masks are not drawn")
-    parser.add_argument("--data.year", dest="year", default="2007", help="of the tree (default: %(default)s)")
-    given = parser.parse_args(args)
-    from vocseg.paper.tables import write_tables
-
-    problems = write_tables(Path(given.results), Path(given.to), given.root, given.year)
-    print(f"Tables and figures written to {given.to}")
-    if problems:
-        raise VocsegError("\n".join(["Not everything could be reported:", *problems]))
-    return 0
+        run([command, *args])
 
 
-def _report(args: list[str]) -> int:
-    parser = _Parser(
+def _report(args: list[str]) -> None:
+    parser = ArgumentParser(
         prog="vocseg report",
-        description="Writes one HTML page, which needs nothing beside it, and its figures: settings, curves, scores by "
-        "class, confusion matrix, best and worst test images, and a comparison of several runs. Trains nothing.",
+        description="Writes one self-contained HTML page and its figures: settings, curves, scores by class, confusion "
+        "matrix, best and worst test images, and a comparison of several runs. Trains nothing.",
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run's folder, or an experiment's name: its newest run"
@@ -135,24 +100,13 @@ def _report(args: list[str]) -> int:
     print(f"Report  {page}")
     if problems:
         raise VocsegError("\n".join(["Not everything could be reported:", *problems]))
-    return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """Mistakes become VocsegError instead of usage and exit."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise VocsegError(f"{message} (see {self.prog} --help)")
 
 
 def _help() -> str:
     lines = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     return (
         "usage: vocseg COMMAND [options]\n\nSemantic segmentation on PASCAL VOC.\n\ncommands:\n"
-        f"{lines}\n\nvocseg COMMAND --help tells a command's options; --version the version."
+        f"{lines}\n\nvocseg COMMAND --help lists a command's options."
     )
 
 

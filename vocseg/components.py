@@ -24,8 +24,8 @@ Config = dict[str, Any]
 class SavesInitArgs:
     """Mixin that saves the arguments of the constructor, whoever calls it.
 
-    ``__new__`` receives them before any ``__init__`` runs. Lightning's ``save_hyperparameters`` does not serve here: in a
-    component that a task constructs inside its own constructor it saves the task's arguments.
+    ``__new__`` receives them before any ``__init__`` runs. Lightning's ``save_hyperparameters`` does not serve here: in
+    a component that a task constructs inside its own constructor it saves the task's arguments.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
@@ -75,8 +75,9 @@ def to_config(component: Any, *, skip: int = 0) -> Config | None:
         if init_args is None and isinstance(component, nn.Module) and takes_no_arguments:
             init_args = {}
     class_path = f"{made_by.__module__}.{getattr(made_by, '__qualname__', made_by)}"
-    if class_path.startswith("vocseg.") and getattr(vocseg, made_by.__name__, None) is made_by:
-        class_path = f"vocseg.{made_by.__name__}"  # the public name stays valid when the class moves inside the package
+    name = class_path.rpartition(".")[2]
+    if class_path.startswith("vocseg.") and getattr(vocseg, name, None) is made_by:
+        class_path = f"vocseg.{name}"  # the public name stays valid when the class moves inside the package
     if init_args is None or made_by.__module__ == "__main__" or "<" in class_path:
         return {"unrecorded": class_path}
     leading = list(inspect.signature(made_by.__init__).parameters)[1 : 1 + skip]

@@ -1,7 +1,9 @@
 """The exception for invalid input, and suggestions for misspelt names."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import Any, NoReturn
 
 
 class VocsegError(ValueError):
@@ -24,3 +26,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     lowered = {choice.lower(): choice for choice in choices}
     matches = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return f" Did you mean {lowered[matches[0]]!r}?" if matches else ""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An ``argparse`` parser that raises :class:`VocsegError` for a mistake, instead of printing its usage."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Reports a mistake on the command line."""
+        raise VocsegError(f"{message} (see {self.prog} --help)")

@@ -1,5 +1,6 @@
-"""What ``vocseg fit | validate | test | predict`` do: LightningCLI, run folders, and settings from checkpoints."""
+"""``vocseg fit | validate | test | predict``: LightningCLI with vocseg's defaults, run folders and checkpoints."""
 
+import argparse
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from jsonargparse import ActionConfigFile
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -36,20 +38,17 @@ from vocseg.callbacks import (
     StopOnNaN,
     TestMasks,
 )
-from vocseg.checkpoints import (
-    LOGS,
-    AtomicCheckpointIO,
-    checkpoint_settings,
-    last_unfinished,
-    run_folder_of,
-    saved_configs,
-)
+from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, last_checkpoint
 from vocseg.cli_errors import explain
 from vocseg.components import to_config
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
+from vocseg.run_folder import LOGS, RunFolder
 from vocseg.task import SegmentationTask, default_optimizer
+
+NEWEST = ("last", "auto")
+"""Words that ``fit`` takes for a checkpoint: the newest unfinished run's, and the same or a new run."""
 
 
 def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "VocsegCLI":
@@ -57,7 +56,7 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
 
     Args:
         args: the subcommand and its options.
-        cli_class: a VocsegCLI of one's own.
+        cli_class: a subclass of VocsegCLI to use instead.
 
     Returns:
         The command line after its run, with its ``model``, ``datamodule`` and ``trainer``.
@@ -67,7 +66,7 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
     """
     _silence()
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that a config can name classes of the folder it is used in
+        sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
     try:
         return (cli_class or VocsegCLI)(
             SegmentationTask,
@@ -76,47 +75,76 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
             seed_everything_default=0,
             parser_kwargs={
                 "exit_on_error": False,
-                **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()},
+                # an abbreviated option would not be seen by _find_checkpoint()
+                **{name: {"exit_on_error": False, "allow_abbrev": False} for name in LightningCLI.subcommands()},
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the task describes itself, from Python as well: vocseg.components
             args=list(args),
         )
     except ValueError as error:
-        ours = error  # jsonargparse wraps what a component's constructor raises
+        ours: BaseException | None = error  # jsonargparse wraps what a component's constructor raises
         while ours is not None and not isinstance(ours, VocsegError):
             ours = ours.__cause__ or ours.__context__
-        raise error if ours is None else ours from None
+        if ours is None:
+            raise
+        raise ours from None
     except SIGTERMException:
         raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def _silence() -> None:
-    """Silences what is neither ours to mend nor the user's to act upon."""
-    # advertisements of other products; and that a schedule asked for the length of the run
+    """Silences messages that neither vocseg nor its user can act upon."""
+    # advertisements of other products; that a schedule asked for the length of the run
     needless = ("Tip:", "Loading `train_dataloader` to estimate")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(words in str(record.msg) for words in needless)
     )
     # Lightning calls what torch has deprecated
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    # a resumed run goes on in its own folder
+    # a resumed run continues in its own folder
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # scoring a checkpoint needs no checkpoint callback
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
-    # a frozen backbone stays in eval mode: it is meant to
+    # a frozen backbone is meant to stay in eval mode
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
-    # everything of ours is logged per epoch, whatever the interval
+    # all that vocseg logs is logged per epoch, whatever the interval
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
 
 
+class ConfigFile(ActionConfigFile):
+    """``--config``: a file, or the name of a packaged experiment."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Applies a config at its position among the options."""
+        is_text = isinstance(values, str) and not values.lstrip().startswith("{")
+        super().__call__(parser, cfg, resolve_config(values) if is_text else values, option_string)
+
+
 class VocsegCLI(LightningCLI):
-    """LightningCLI with checkpoints as a source of settings, run folders of their own names, and short errors."""
+    """LightningCLI that also takes settings from checkpoints, names run folders, and shortens errors.
+
+    Settings enter in this order, and the later wins: the checkpoint's, then configs and flags as they stand on the
+    command line.
+    """
+
+    best: ModelCheckpoint
+    last: ModelCheckpoint
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose ``--config`` knows the packaged experiments."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
+        parser = LightningArgumentParser(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigFile, help="A config file, or a packaged experiment's name.")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the run's name, the checkpoint and prediction settings, and what flows between the groups."""
+        """Adds the run's name, the settings of checkpoints and pictures, and the links between groups."""
         parser.add_argument(
-            "--name", type=str | None, default=None, help="Name of the run's folder (default: the config's)."
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run's folder (default: the names of the configs, joined by a hyphen).",
         )
         parser.add_argument(
             "--early_stopping",
@@ -124,7 +152,7 @@ class VocsegCLI(LightningCLI):
             default=None,
             help="Stop after this many validations without a better --checkpoint.monitor (default: never).",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(MaskPreviews, "previews")
         parser.add_lightning_class_args(ScoreFigures, "figures")
@@ -140,85 +168,82 @@ class VocsegCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
-        """Parses; a checkpoint's settings come first, then the configs, then the flags, and the later wins."""
-        subcommand, *options = args
-        options = [str(option) for option in options]
-        configs = _resolve_configs(options)
-        checkpoint = _option(options, "--ckpt_path")
-        if subcommand == "fit" and checkpoint == "last":
-            checkpoint = self._last_unfinished(parser, options, configs)
-        if checkpoint is None and subcommand != "fit" and "--help" not in options and "-h" not in options:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the command line, with the settings of the checkpoint that it names as defaults."""
+        subcommand, *options = (str(word) for word in args)
+        configs, checkpoint = _find_checkpoint(options)
+        self._resume_command = f"vocseg {shlex.join(map(str, args))}"
+        if checkpoint not in NEWEST:
+            self._resume_command += " --ckpt_path last"
+        if subcommand == "fit" and checkpoint in NEWEST:
+            asked = self._parse(parser, ["fit", *options], configs)["fit"]
+            logs, name = Path(asked.trainer.default_root_dir or ".") / LOGS, _run_name(asked, configs) or "fit"
+            limits = (asked.trainer.max_epochs, asked.trainer.max_steps)
+            found = last_checkpoint(logs, name, *limits, finished_too=checkpoint == "auto")
+            if found is not None:
+                sys.stderr.write(f"Resuming from {_shown(found)}\n")
+            checkpoint = None if found is None else str(found)
+        if checkpoint is None and subcommand != "fit" and not {"-h", "--help"} & set(options):
             raise VocsegError(f"vocseg {subcommand} needs a checkpoint: --ckpt_path <run folder>/checkpoints/best.ckpt")
-        if checkpoint is not None:
-            options = ["--config", json.dumps(checkpoint_settings(checkpoint)), *options]
+        defaults = [] if checkpoint is None else ["--config", json.dumps(checkpoint_settings(checkpoint))]
         if subcommand in ("validate", "test"):
-            options = ["--verbose", "false", *options]  # ResultTable shows the figures already
-        self.config = self._parsed(parser, [subcommand, *options], configs)
+            defaults += ["--verbose", "false"]  # ResultTable prints the scores already
+        self.config = self._parse(parser, [subcommand, *defaults, *options], configs)
         settings = self.config[subcommand]
-        self._command = f"vocseg {' '.join(map(shlex.quote, args))}"
         # LightningCLI would let a checkpoint's settings win over the flags if it saw the path now
-        self._checkpoint = settings.pop("ckpt_path", None)
-        run_folder = run_folder_of(checkpoint) if checkpoint else None
+        settings.pop("ckpt_path", None)
+        self._checkpoint = checkpoint
+        run_folder = RunFolder.of_checkpoint(checkpoint) if checkpoint else None
         if settings.name is None:
-            settings.name = _name(configs) or (run_folder.parent.name if run_folder else subcommand)
-        # a fit goes on in the folder whose last checkpoint it starts from; from any other it begins a new one
-        resumes = run_folder is not None and (subcommand != "fit" or Path(checkpoint).name == "last.ckpt")
-        self._run_folder = run_folder if resumes else None
+            settings.name = _run_name(settings, configs) or (run_folder.path.parent.name if run_folder else subcommand)
+        # a fit continues in the run folder whose last checkpoint it starts from; with any other it starts a new run
+        continues = run_folder is not None and (
+            subcommand != "fit" or Path(str(checkpoint)).absolute() == run_folder.last
+        )
+        self._run_folder = run_folder if continues else None
 
-    def _parsed(self, parser: LightningArgumentParser, words: list[str], configs: list[str]) -> Any:
+    def _parse(self, parser: LightningArgumentParser, words: list[str], configs: list[str]) -> Any:
         try:
             return parser.parse_args(words)
         except ArgumentError as error:
             raise VocsegError(explain(error.message, configs, self._parser(words[0]))) from error
 
-    def _last_unfinished(self, parser: LightningArgumentParser, options: list[str], configs: list[str]) -> str:
-        """Puts the checkpoint that ``--ckpt_path last`` means into ``options``."""
-        place = next(place for place, option in enumerate(options) if option.startswith("--ckpt_path"))
-        width = 1 if "=" in options[place] else 2
-        asked = self._parsed(parser, ["fit", *options[:place], *options[place + width :]], configs)["fit"]
-        logs = Path(asked.trainer.default_root_dir or ".") / LOGS
-        name = asked.name or _name(configs) or "fit"
-        found = str(last_unfinished(logs, name, asked.trainer.max_epochs, asked.trainer.max_steps))
-        options[place : place + width] = ["--ckpt_path", found]
-        return found
-
     def before_instantiate_classes(self) -> None:
-        """Gives the checkpoint's path back; settles what depends on other settings."""
-        settings = self.config[self.subcommand]
+        """Sets the checkpoint's path again, and what depends on other settings."""
+        settings = self._settings()
         settings.ckpt_path = self._checkpoint
         settings.weights_only = True  # Lightning's default would unpickle what the file holds
         if not isinstance(settings.seed_everything, bool):
-            settings.data.seed = settings.seed_everything  # it may have been chosen only now
+            settings.data.seed = settings.seed_everything  # a random one is chosen only now
         if settings.trainer.limit_val_batches == 0:  # without validation there is no best checkpoint
             settings.checkpoint.monitor, settings.checkpoint.save_top_k = None, 0
 
     def after_instantiate_classes(self) -> None:
-        """Records the config's description of the components: it knows those of strangers' classes, too."""
-        # by name also where they were left to the data, or they would seem changed in a run that is resumed
-        self.config[self.subcommand].data.class_names = list(self.datamodule.class_names)
+        """Records the components as the config describes them: it knows those of a user's own classes, too."""
+        # by name also where the data module chose them, or they would seem changed when the run is resumed
+        self._settings().data.class_names = list(self.datamodule.class_names)
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]["model"]
         self.model.save_hyperparameters({**dumped, "class_names": self.model.class_names})
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Makes the trainer, with our loggers and callbacks unless the config has its own."""
-        settings = self._get(self.config_init, "trainer")
+        """Builds the trainer, with vocseg's loggers and callbacks unless the config has its own."""
+        init = self.config_init[self.subcommand]
+        settings = init["trainer"]
         callbacks = [*_listed(settings.callbacks), ResultTable(), TestMasks()]
         if settings.enable_progress_bar is None and not sys.stdout.isatty():
-            kwargs["enable_progress_bar"] = False  # in a file or a pipe it would be a heap of control characters
+            kwargs["enable_progress_bar"] = False  # a file or a pipe would fill with control characters
             callbacks.append(LineProgress())
-        self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if settings.logger is None or settings.logger is True:
-            # absolute, for a resumed run must find its checkpoints under the names that it gave them
+            # absolute: a resumed run must find its checkpoints under the names that it gave them
             kwargs["logger"] = self._logger((Path(settings.default_root_dir or ".") / LOGS).absolute())
             if self.subcommand == "validate":
-                # TensorBoard drops the points of a curve that lie after a step which comes once more: val/loss of the
-                # best epoch, logged again, would hide those of all later epochs
+                # TensorBoard drops the points of a curve that lie after a repeated step: val/loss of the best epoch,
+                # logged again, would hide those of all later epochs
                 kwargs["logger"] = False
             if not settings.fast_dev_run and self.subcommand == "fit":
                 callbacks += [LearningRateMonitor("epoch"), MetricsCSV(), Charts()]
         if self.subcommand == "fit":
-            callbacks += self._fit_callbacks()
+            callbacks += self._fit_callbacks(init["checkpoint"], init["early_stopping"])
             plugins = _listed(settings.plugins)
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
                 kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
@@ -229,48 +254,45 @@ class VocsegCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             raise VocsegError(f"--trainer: {' '.join(str(error).split())}") from error
 
-    def _fit_callbacks(self) -> list[L.Callback]:
-        """What guards a run, early stopping if wanted, the best checkpoint, and after it (it knows of it) the last."""
-        best = self._get(self.config_init, "checkpoint")
-        patience = self._get(self.config, "early_stopping")
-        stopping = [] if patience is None else [EarlyStopping(best.monitor, mode=best.mode, patience=int(patience))]
+    def _fit_callbacks(self, best: ModelCheckpoint, patience: int | None) -> list[L.Callback]:
+        """Fault tolerance, early stopping if wanted, the best checkpoint, and after it (with its score) the last."""
         # save_last of the best one would write only when there is a new best
         last = ModelCheckpoint(
             best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
-        guards = [StepSeeds(self.datamodule.seed), StopOnNaN(), GracefulShutdown(self._to_go_on())]
-        return [*guards, *stopping, best, last]
-
-    def _to_go_on(self) -> str:
-        """The command of this fit, from its last checkpoint."""
-        if "--ckpt_path" in self._command:
-            return self._command
-        return f"{self._command} --ckpt_path last"
+        self.best, self.last = best, last
+        guards: list[L.Callback] = [
+            StepSeeds(self.datamodule.seed),
+            StopOnNaN(last),
+            GracefulShutdown(last, self._resume_command),
+        ]
+        if patience is not None:
+            guards.append(EarlyStopping(str(best.monitor), mode=best.mode, patience=int(patience)))
+        return [*guards, best, last]
 
     def after_fit(self) -> None:
-        """Says where things are and what to paste next."""
-        if self.trainer.fast_dev_run or not self.trainer.is_global_zero or not self.trainer.loggers:
+        """Prints where the run's files are and what to paste next."""
+        if self._settings().trainer.fast_dev_run or not self.trainer.is_global_zero or not self.trainer.loggers:
             return
-        checkpoints, last = self.trainer.checkpoint_callbacks
-        best = _shown(checkpoints.best_model_path or last.best_model_path)
-        score = checkpoints.best_model_score
-        scored = "not known: nothing was validated" if score is None else f"{checkpoints.monitor} {score:.4f}"
-        photograph = _shown(self.datamodule.datasets["val"].samples[0].image)
-        logs = _shown(self.trainer.loggers[0].save_dir)
+        best = _shown(self.best.best_model_path or self.last.best_model_path)
+        score = self.best.best_model_score
+        scored = "not known: nothing was validated" if score is None else f"{self.best.monitor} {score:.4f}"
+        image = _shown(self.datamodule.datasets["val"].samples[0].image)
+        logger = self.trainer.loggers[0]
         print(
-            f"\nRun folder  {_shown(self.trainer.loggers[0].log_dir)}\n"
+            f"\nRun folder  {_shown(logger.log_dir or '')}\n"
             f"Best        {scored}\n"
             "Next\n"
             f"  vocseg test --ckpt_path {best}\n"
-            f"  vocseg predict --ckpt_path {best} --data.predict_path {photograph}\n"
-            f"  tensorboard --logdir {logs}"
+            f"  vocseg predict --ckpt_path {best} --data.predict_path {image}\n"
+            f"  tensorboard --logdir {_shown(logger.save_dir or '')}"
         )
 
     def after_predict(self) -> None:
-        """Says where the masks are."""
-        writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))
+        """Prints where the masks are."""
         if not self.trainer.is_global_zero:
             return
+        writer: PredictionWriter = self.config_init[self.subcommand]["predictions"]
         folder = _shown(writer.folder)
         print(f"\nMasks written to {folder}: {len(writer.written)}")
         if writer.contact_sheet and writer.written:
@@ -278,24 +300,29 @@ class VocsegCLI(LightningCLI):
         if writer.unreadable:
             raise VocsegError("\n".join([f"Not predicted: {len(writer.unreadable)}", *writer.unreadable]))
 
+    def _settings(self) -> Any:
+        return self.config[self.subcommand]
+
     def _logger(self, logs: Path) -> TensorBoardLogger:
-        folder = self._run_folder
-        if folder is None:
-            return TensorBoardLogger(logs, name=self._get(self.config, "name"), default_hp_metric=False)
+        if self._run_folder is None:
+            return TensorBoardLogger(logs, name=self._settings().name, default_hp_metric=False)
         # test, predict and a resumed fit add to the run of their checkpoint
+        folder = self._run_folder.path
         return TensorBoardLogger(
             folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
         )
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Saves the config of a fit; a later test in the same folder must not overwrite it."""
+    """Saves the config of a fit, without the checkpoint that it started from: a saved config starts a new run."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves the config when a fit begins: ``config.yaml``; what a resumed one changes in ``config_1.yaml``, ..."""
+        """Saves ``config.yaml`` when a fit begins; a resumed fit saves what changed in ``config_1.yaml``, ..."""
         if stage != "fit" or not trainer.loggers:  # without a logger there is no run folder
             return
-        saved = trainer.strategy.broadcast(saved_configs(Path(trainer.log_dir or ".")))
+        self.config = self.config.clone()
+        self.config.pop("ckpt_path", None)
+        saved = trainer.strategy.broadcast(RunFolder(Path(trainer.log_dir or ".")).configs)
         if saved:
             before = _flat(yaml.safe_load(saved[-1].read_text(encoding="utf-8")))
             now = _flat(yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
@@ -305,8 +332,41 @@ class SaveFitConfig(SaveConfigCallback):
             self.config_filename = f"config_{len(saved)}.yaml"
             if trainer.is_global_zero:
                 changes = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
-                sys.stderr.write(f"Settings that differ from before, kept in {self.config_filename}: {changes}\n")
+                sys.stderr.write(f"Settings that differ from before, saved in {self.config_filename}: {changes}\n")
         super().setup(trainer, pl_module, stage)
+
+
+def _find_checkpoint(options: Sequence[str]) -> tuple[list[str], str | None]:
+    """The configs among the options, and the checkpoint that these and the flags name.
+
+    It is needed before the real parser runs, whose defaults the checkpoint's settings are. As there, the last wins.
+    """
+    configs: list[str] = []
+
+    class ReadConfig(argparse.Action):
+        def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+            if values.lstrip().startswith("{"):
+                return
+            configs.append(resolve_config(values))
+            try:
+                content = yaml.safe_load(Path(configs[-1]).read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                return  # for the real parser to report
+            if isinstance(content, dict) and "ckpt_path" in content:
+                namespace.ckpt_path = content["ckpt_path"]
+
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("-c", "--config", action=ReadConfig)
+    finder.add_argument("--ckpt_path")
+    try:
+        found, _ = finder.parse_known_args(list(options))
+    except ArgumentError as error:
+        raise VocsegError(f"{error.argument_name}: {error.message}") from error
+    return configs, None if found.ckpt_path in (None, "null") else str(found.ckpt_path)
+
+
+def _run_name(settings: Any, configs: Sequence[str]) -> str | None:
+    return settings.name or "-".join(Path(config).stem for config in configs) or None
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -317,35 +377,9 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-def _resolve_configs(options: list[str]) -> list[str]:
-    """Replaces packaged experiments' names in ``options`` by their paths; returns the configs."""
-    configs = []
-    for position, option in enumerate(options):
-        if option in ("--config", "-c") and position + 1 < len(options):
-            options[position + 1] = resolve_config(options[position + 1])
-            configs.append(options[position + 1])
-        elif option.startswith("--config="):
-            configs.append(resolve_config(option.removeprefix("--config=")))
-            options[position] = f"--config={configs[-1]}"
-    return configs
-
-
-def _option(options: Sequence[str], name: str) -> str | None:
-    for position, option in enumerate(options):
-        if option == name and position + 1 < len(options):
-            return options[position + 1]
-        if option.startswith(f"{name}="):
-            return option.removeprefix(f"{name}=")
-    return None
-
-
 def _listed(setting: Any) -> list[Any]:
-    """What the trainer takes as None, as one thing, or as a list of them."""
+    """What the trainer takes as None, as one object, or as a list of them."""
     return list(setting) if isinstance(setting, list | tuple) else [] if setting is None else [setting]
-
-
-def _name(configs: Sequence[str]) -> str | None:
-    return Path(configs[0]).stem if configs else None
 
 
 def _shown(path: str | Path) -> str:

@@ -1,233 +1,323 @@
-"""One confusion matrix, every figure derived from it.
+"""Evaluation metrics: one sparse confusion matrix per image, and every score derived from their sum.
 
-The metric of record: void ignored, at each photograph's own size, one confusion matrix over the whole split. IoU of a
-class = TP / (TP + FP + FN); mIoU = mean over the classes that occur in prediction or target; pixel accuracy = share of
-valid pixels that are right.
-
-``paper_inferred``, beside it: the figures that the UCSD paper seems to report. Its words say "determined over the whole
-validation set", but its numbers fit another rule: void counts as background, masks and logits are squashed to 224x224,
-and IoU is averaged over the classes that occur in 16 consecutive images of the list, then over these sixteens. Accuracy
-is the share of all 224x224 pixels that are right.
+The metric of record: void is ignored; labels are compared at each image's own size; one confusion matrix is summed over
+the whole split. IoU of a class = TP / (TP + FP + FN). mIoU = mean IoU over the classes that occur in prediction or
+target. Pixel accuracy = share of the valid pixels that are right. Mean class accuracy = mean recall, TP / (TP + FN),
+over the classes that occur in the target, background included (mmsegmentation's mAcc).
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from vocseg.data.labels import VOID
-
-PAPER_SIZE = (224, 224)
-PAPER_IMAGES = 16
+RESAMPLES = 2000
+"""Resamples of the bootstrap interval."""
 
 
-class Evaluation:
-    """Gathers one split's predictions and losses; call :meth:`compute` when all of it has been seen.
+@dataclass(frozen=True)
+class ConfusionMatrices:
+    """One confusion matrix per image, of which only the cells that occur are stored.
 
-    Of several processes each feeds it its own share of the split, and all get the figures of the whole. The scores come
-    from torchmetrics. Beside them it keeps each image's own count matrix, from which everything else
-    can be derived later (all-background figures, intervals over images, the worst images).
+    A matrix has C+1 rows (true labels, the last row void) and C columns (predicted labels). An image has few of the
+    C (C + 1) cells: its objects, and what they are confused with.
+
+    Attributes:
+        num_classes: C.
+        offsets: int64 [N+1]; image i owns the entries ``offsets[i]`` to ``offsets[i + 1]`` of the two arrays below.
+        cells: int32 [M], row * C + column, ascending within an image.
+        counts: int32 [M], pixels in that cell.
+    """
+
+    num_classes: int
+    offsets: np.ndarray
+    cells: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def from_dense(cls, matrices: np.ndarray) -> "ConfusionMatrices":
+        """From an integer array [N, C+1, C]."""
+        flat = matrices.reshape(len(matrices), matrices.shape[1] * matrices.shape[2])
+        images, cells = np.nonzero(flat)
+        return cls(matrices.shape[2], _offsets(images, len(flat)), cells.astype(np.int32), _int32(flat[images, cells]))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str = "") -> "ConfusionMatrices":
+        """From what :meth:`to_arrays` returned.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        num_classes, offsets, cells, counts = (
+            arrays[f"{prefix}{name}"] for name in ("num_classes", "offsets", "cells", "counts")
+        )
+        return cls(int(num_classes), offsets.astype(np.int64), cells.astype(np.int32), counts.astype(np.int32))
+
+    def to_arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """As named arrays, for a ``.npz`` file."""
+        return {
+            f"{prefix}num_classes": np.array(self.num_classes),
+            f"{prefix}offsets": self.offsets,
+            f"{prefix}cells": self.cells,
+            f"{prefix}counts": self.counts,
+        }
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The matrix of one image, int64 [C+1, C]."""
+        entries = slice(self.offsets[index], self.offsets[index + 1])
+        return self._dense(self.cells[entries], self.counts[entries])
+
+    def total(self) -> np.ndarray:
+        """The sum over all images, int64 [C+1, C]."""
+        return self._dense(self.cells, self.counts)
+
+    def all_background(self) -> "ConfusionMatrices":
+        """The matrices of a predictor that labels every pixel of the same images as class 0."""
+        background = self.cells // self.num_classes * self.num_classes
+        keys = self._images() * self._size + background
+        unique, inverse = np.unique(keys, return_inverse=True)
+        counts = np.bincount(inverse, weights=self.counts, minlength=len(unique))
+        return _from_keys(self.num_classes, unique, counts, len(self))
+
+    def marginals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Correct pixels and union of each image and class, both float64 [N, C]; void is left out."""
+        valid = self.cells < self.num_classes**2
+        images, counts = self._images()[valid], self.counts[valid]
+        rows, columns = np.divmod(self.cells[valid], self.num_classes)
+        shape = (len(self), self.num_classes)
+        hits, union = np.zeros(shape), np.zeros(shape)
+        right = rows == columns
+        hits[images[right], rows[right]] = counts[right]
+        np.add.at(union, (images, rows), counts)
+        np.add.at(union, (images[~right], columns[~right]), counts[~right])
+        return hits, union
+
+    def miou_per_image(self) -> np.ndarray:
+        """Each image's own mIoU, float64 [N]; NaN for an image whose pixels are all void."""
+        return _mean_ratio(*self.marginals())
+
+    @property
+    def _size(self) -> int:
+        return self.num_classes * (self.num_classes + 1)
+
+    def _images(self) -> np.ndarray:
+        """The image that each entry belongs to, int64 [M]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def _dense(self, cells: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        # float64 sums of integers are exact up to 2**53 pixels
+        sums = np.bincount(cells, weights=counts, minlength=self._size)
+        return sums.astype(np.int64).reshape(self.num_classes + 1, self.num_classes)
+
+
+class Result:
+    """The scores of one split; no dataclass, because torchmetrics would copy one that ``compute`` returns.
+
+    Attributes:
+        loss: mean loss per valid pixel at the input's size.
+        miou: mean IoU over the classes that occur in prediction or target; NaN when every pixel is void.
+        pixel_accuracy: share of valid pixels that are right; NaN as above.
+        mean_accuracy: mean class accuracy; NaN as above.
+        iou: IoU of each class, NaN for a class that occurs in neither prediction nor target.
+        matrices: the confusion matrix of each image, in the order of the split's list.
+    """
+
+    def __init__(
+        self,
+        loss: float,
+        miou: float,
+        pixel_accuracy: float,
+        mean_accuracy: float,
+        iou: list[float],
+        matrices: ConfusionMatrices,
+    ) -> None:
+        self.loss, self.miou, self.iou = loss, miou, iou
+        self.pixel_accuracy, self.mean_accuracy = pixel_accuracy, mean_accuracy
+        self.matrices = matrices
+
+    def all_background(self) -> dict[str, float]:
+        """The scores of a predictor that labels every pixel as class 0: the floor that a network must exceed."""
+        return scores_of(self.matrices.all_background().total())
+
+
+class SegmentationMetric(Metric):
+    """Counts predictions against targets, image by image, and sums the evaluation loss.
+
+    Of several processes each updates its own metric with its own share of the split; :meth:`compute` returns the scores
+    of the whole split in all of them. The counts of each image are kept (sparse, on the CPU), because intervals over
+    images, the worst images and the all-background scores are derived from them later.
 
     Args:
         num_classes: number of classes C.
     """
 
+    full_state_update = False
+    keys: list[Tensor]
+    counts: list[Tensor]
+    losses: list[Tensor]
+
     def __init__(self, num_classes: int) -> None:
+        super().__init__(dist_sync_fn=_gather)
         self.num_classes = num_classes
-        # predictions are label maps already, so torchmetrics need neither argmax nor check them
-        common = {"num_classes": num_classes, "ignore_index": VOID, "validate_args": False}
-        self.scores = MetricCollection(
-            {
-                "miou": MulticlassJaccardIndex(average="macro", **common),
-                "iou": MulticlassJaccardIndex(average="none", zero_division=float("nan"), **common),
-                "pixel_accuracy": MulticlassAccuracy(average="micro", **common),
-            },
-            compute_groups=[["miou", "iou"], ["pixel_accuracy"]],
-        )
-        self.reset()
+        self.images_seen = 0
+        self.add_state("keys", [], dist_reduce_fx="cat")  # index of the image * C (C + 1) + cell
+        self.add_state("counts", [], dist_reduce_fx="cat")
+        self.add_state("losses", [], dist_reduce_fx="cat")  # sum, weight, sum, weight, ...
+
+    def update(self, predictions: Sequence[Tensor], targets: Sequence[Tensor], indices: Sequence[int]) -> None:
+        """Adds the images of a batch.
+
+        Args:
+            predictions: label maps, integer [H_i, W_i] with values 0..C-1, one per image.
+            targets: integer [H_i, W_i] each; values outside 0..C-1 count as void.
+            indices: index of each image in the split's list.
+        """
+        size = self.num_classes * (self.num_classes + 1)
+        cells = [
+            (_cells(prediction, target, self.num_classes) + number * size).flatten()
+            for number, (prediction, target) in enumerate(zip(predictions, targets, strict=True))
+        ]
+        self.images_seen += len(cells)
+        if cells:
+            # one transfer from the device for the whole batch
+            counts = torch.bincount(torch.cat(cells), minlength=len(cells) * size).cpu()
+            entries = counts.nonzero()[:, 0]
+            first = torch.tensor([int(index) for index in indices]) * size
+            self.keys.append(first[entries // size] + entries % size)
+            self.counts.append(counts[entries])
+
+    def update_loss(self, loss_sum: Tensor, weight: Tensor) -> None:
+        """Adds a loss: summed over valid pixels, and the weight of these pixels (their number, if unweighted)."""
+        self.losses.append(torch.stack([loss_sum.detach().float(), weight.detach().float()]))
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.scores.reset()
-        self.loss_sum, self.loss_count = 0.0, 0.0
-        self.matrices: dict[int, Tensor] = {}
-        self.squashed: dict[int, Tensor] = {}
+        super().reset()
+        self.images_seen = 0
 
-    def update_loss(self, total: Tensor, count: Tensor) -> None:
-        """Adds one batch's loss: its sum over pixels and the weight of these pixels."""
-        self.loss_sum = self.loss_sum + total.detach().double()
-        self.loss_count = self.loss_count + count.detach().double()
-
-    def update_image(self, prediction: Tensor, target: Tensor, index: int, squashed: Tensor | None = None) -> None:
-        """Adds one image.
-
-        Args:
-            prediction: int64 [H, W], labels 0..C-1.
-            target: integer [H, W], labels 0..C-1 and 255 = void.
-            index: the image's place in the split's list.
-            squashed: the prediction at 224x224 for ``paper_inferred``; None: from ``prediction``, by nearest pixel.
-        """
-        target = target.long()
-        self.scores.to(prediction.device).update(prediction[None], target[None])
-        self.matrices[int(index)] = confusion_matrix(prediction, target, self.num_classes)
-        squashed = _squash(prediction) if squashed is None else squashed
-        self.squashed[int(index)] = confusion_matrix(squashed, _squash(target), self.num_classes)
-
-    def compute(self, device: torch.device | str = "cpu") -> "Result":
-        """The figures of everything seen since the last reset, in all processes.
-
-        Args:
-            device: where torchmetrics' counts are; with several processes those of one that had no image must be there.
-        """
-        scores = {name: value.cpu() for name, value in self.scores.to(device).compute().items()}
-        shares = all_gather_objects(
-            {
-                "loss": (float(self.loss_sum), float(self.loss_count)),
-                "matrices": {index: matrix.cpu() for index, matrix in self.matrices.items()},
-                "squashed": {index: matrix.cpu() for index, matrix in self.squashed.items()},
-            }
-        )
-        loss_sum, loss_count = (sum(parts) for parts in zip(*(share["loss"] for share in shares), strict=True))
+    def compute(self) -> Result:
+        """The scores of everything since the last reset, of all processes."""
+        keys, counts = (_concatenated(state).numpy().astype(np.int64) for state in (self.keys, self.counts))
+        order = np.argsort(keys, kind="stable")
+        matrices = _from_keys(self.num_classes, keys[order], counts[order])
+        total = torch.from_numpy(matrices.total()[:-1])
+        miou = MatrixJaccardIndex(self.num_classes, average="macro")
+        iou = MatrixJaccardIndex(self.num_classes, average="none", zero_division=float("nan"))
+        accuracy = MatrixAccuracy(self.num_classes, average="micro")
+        for metric in (miou, iou, accuracy):
+            metric.update(total)
+        loss_sum, weight = _concatenated(self.losses).double().reshape(-1, 2).sum(0).tolist()
         return Result(
-            loss=loss_sum / loss_count if loss_count else 0.0,
-            miou=float(scores["miou"]),
-            pixel_accuracy=float(scores["pixel_accuracy"]),
-            iou=scores["iou"].tolist(),
-            matrices=self._stacked([share["matrices"] for share in shares]),
-            squashed=self._stacked([share["squashed"] for share in shares]),
+            loss=loss_sum / weight if weight else 0.0,
+            miou=float(miou.compute()),
+            pixel_accuracy=float(accuracy.compute()) if total.any() else float("nan"),
+            mean_accuracy=scores_of(matrices.total())["mean_accuracy"],
+            iou=iou.compute().tolist(),
+            matrices=matrices,
         )
 
-    def _stacked(self, shares: list[dict[int, Tensor]]) -> Tensor:
-        matrices = {index: matrix for share in shares for index, matrix in share.items()}
-        if not matrices:
-            return torch.zeros(0, self.num_classes + 1, self.num_classes, dtype=torch.int64)
-        return torch.stack([matrices[index] for index in sorted(matrices)])
+
+class MatrixJaccardIndex(MulticlassJaccardIndex):
+    """torchmetrics' Jaccard index, updated with a confusion matrix instead of pixels."""
+
+    def __init__(self, num_classes: int, **settings: Any) -> None:
+        super().__init__(num_classes, sync_on_compute=False, **settings)
+
+    def update(self, matrix: Tensor) -> None:  # type: ignore[override]  # a matrix takes the place of pixels
+        """Adds a confusion matrix, int64 [C, C], rows are true labels."""
+        self.confmat = self.confmat + matrix
 
 
-class Result:
-    """The figures of one split.
+class MatrixAccuracy(MulticlassAccuracy):
+    """torchmetrics' accuracy, updated with a confusion matrix instead of pixels."""
 
-    Attributes:
-        loss: mean loss per valid pixel, at the input's size.
-        miou: mean IoU over the classes that occur in prediction or target; nan when every pixel is void.
-        pixel_accuracy: share of valid pixels that are right.
-        iou: IoU of each class, nan for a class that occurs in neither.
-        matrices: int64 [N, C+1, C], pixels of each image by true label (the last row void) and predicted label, in the
-            order of the split's list.
-        squashed: the same of predictions and masks at 224x224.
-    """
+    def __init__(self, num_classes: int, **settings: Any) -> None:
+        super().__init__(num_classes, sync_on_compute=False, **settings)
 
-    def __init__(
-        self, loss: float, miou: float, pixel_accuracy: float, iou: list[float], matrices: Tensor, squashed: Tensor
-    ) -> None:
-        self.loss, self.miou, self.pixel_accuracy, self.iou = loss, miou, pixel_accuracy, iou
-        self.matrices, self.squashed = matrices, squashed
-
-    def all_background(self) -> dict[str, float]:
-        """What a predictor that calls every pixel class 0 would score here: the floor that a network must clear."""
-        return scores_of(all_background(self.matrices).sum(0))
-
-    def paper_inferred(self) -> dict[str, float]:
-        """The figures under the paper's protocol: see :func:`paper_inferred`."""
-        return paper_inferred(self.squashed)
+    def update(self, matrix: Tensor) -> None:  # type: ignore[override]  # a matrix takes the place of pixels
+        """Adds a confusion matrix, int64 [C, C], rows are true labels."""
+        hits = matrix.diag()
+        tp, fp, fn = hits, matrix.sum(0) - hits, matrix.sum(1) - hits
+        tn = matrix.sum() - tp - fp - fn
+        if self.average == "micro":
+            tp, fp, tn, fn = (counts.sum(0, keepdim=True) for counts in (tp, fp, tn, fn))
+        # torchmetrics types a state as list or tensor; with an average it is a tensor
+        self.tp = self.tp + tp  # type: ignore[operator]
+        self.fp = self.fp + fp  # type: ignore[operator]
+        self.tn = self.tn + tn  # type: ignore[operator]
+        self.fn = self.fn + fn  # type: ignore[operator]
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Counts an image's pixels by true and predicted label.
 
     Args:
-        prediction: int64 [H, W], labels 0..C-1.
-        target: int64 [H, W], labels 0..C-1; everything else counts as void.
+        prediction: integer [H, W], labels 0..C-1.
+        target: integer [H, W], labels 0..C-1; everything else counts as void.
         num_classes: C.
 
     Returns:
         int64 [C+1, C]; rows are true labels, the last one void.
     """
-    rows = torch.where((target >= 0) & (target < num_classes), target, num_classes)
-    cells = torch.bincount((rows * num_classes + prediction).flatten(), minlength=(num_classes + 1) * num_classes)
-    return cells.reshape(num_classes + 1, num_classes)
+    size = num_classes * (num_classes + 1)
+    counts = torch.bincount(_cells(prediction, target, num_classes).flatten(), minlength=size)
+    return counts.reshape(num_classes + 1, num_classes)
 
 
-def iou_of(matrix: Tensor) -> list[float]:
-    """Derives each class's IoU from a count matrix int64 [C+1, C]; nan for a class that occurs nowhere."""
-    valid = matrix[:-1].double()
-    hits = valid.diag()
-    return (hits / (valid.sum(0) + valid.sum(1) - hits)).tolist()
+def iou_of(matrix: np.ndarray) -> list[float]:
+    """Derives each class's IoU from a confusion matrix, integer [C+1, C]; NaN for a class that occurs nowhere."""
+    valid = matrix[:-1].astype(np.float64)
+    hits = valid.diagonal()
+    return _ratio(hits, valid.sum(0) + valid.sum(1) - hits).tolist()
 
 
-def scores_of(matrix: Tensor) -> dict[str, float]:
-    """Derives mIoU and pixel accuracy from a count matrix int64 [C+1, C]; nan where no pixel is valid."""
-    valid = matrix[:-1].double()
-    return {
-        "miou": float(torch.tensor(iou_of(matrix), dtype=torch.float64).nanmean()),
-        "pixel_accuracy": float(valid.diag().sum() / valid.sum()),
-    }
+def scores_of(matrix: np.ndarray) -> dict[str, float]:
+    """Derives ``miou``, ``pixel_accuracy`` and ``mean_accuracy`` from a confusion matrix, integer [C+1, C].
 
-
-def all_background(matrices: Tensor) -> Tensor:
-    """The count matrices, int64 [N, C+1, C], of a predictor that calls every pixel of the same images class 0."""
-    constant = torch.zeros_like(matrices)
-    constant[..., 0] = matrices.sum(-1)
-    return constant
-
-
-def paper_inferred(squashed: Tensor) -> dict[str, float]:
-    """Derives mIoU and pixel accuracy under the paper's protocol, whatever the batch size was.
-
-    Args:
-        squashed: int64 [N, C+1, C], count matrices at 224x224 in the list's order.
-
-    Returns:
-        ``miou`` and ``pixel_accuracy``, nan without images.
+    All are NaN where no pixel is valid.
     """
-    matrices = squashed[:, :-1].double()
-    matrices[:, 0] += squashed[:, -1]  # void is background
-    means = []
-    for images in matrices.split(PAPER_IMAGES) if len(matrices) else ():
-        void = torch.zeros(1, images.shape[-1], dtype=images.dtype)
-        means.append(scores_of(torch.cat([images.sum(0), void]))["miou"])
+    valid = matrix[:-1].astype(np.float64)
+    hits = valid.diagonal()
     return {
-        "miou": float(np.mean(means)) if means else float("nan"),
-        "pixel_accuracy": float(matrices.sum(0).diag().sum() / matrices.sum()),
+        "miou": float(_mean_ratio(hits, valid.sum(0) + valid.sum(1) - hits)),
+        "pixel_accuracy": float(_ratio(hits.sum(), valid.sum())),
+        "mean_accuracy": float(_mean_ratio(hits, valid.sum(1))),
     }
 
 
-def bootstrap_interval(matrices: Tensor, than: Tensor | None = None, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    matrices: ConfusionMatrices, minus: ConfusionMatrices | None = None, seed: int = 0
+) -> tuple[float, float]:
     """The 95 % interval of a mIoU, or of the difference of two, over the choice of images.
 
-    Percentile bootstrap (Efron 1979) of 2,000 resamples; both networks' images are drawn alike, so that what a hard
-    photograph costs both does not count.
+    Percentile bootstrap (Efron 1979) of 2,000 resamples of the images. For a difference both networks are evaluated on
+    the same resamples, so that the difficulty of the images cancels.
 
     Args:
-        matrices: int64 [N, C+1, C].
-        than: of another network on the same images; None: the interval of the mIoU itself.
-        seed: of the draws.
+        matrices: of a network, N images.
+        minus: of another network on the same images; None: the interval of the mIoU itself.
+        seed: of the resamples.
 
     Returns:
         The 2.5th and 97.5th percentiles.
     """
     values = _resampled_miou(matrices, seed)
-    if than is not None:
-        values = values - _resampled_miou(than, seed)
+    if minus is not None:
+        values = values - _resampled_miou(minus, seed)
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-def _resampled_miou(matrices: Tensor, seed: int, resamples: int = 2000) -> np.ndarray:
-    counts = matrices[:, :-1].double().numpy()
-    drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), resamples)
-    sums = np.tensordot(drawn.astype(float), counts, axes=1)
-    hits = np.diagonal(sums, axis1=1, axis2=2)
-    union = sums.sum(1) + sums.sum(2) - hits
-    return np.nanmean(np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0), axis=1)
-
-
 def all_gather_objects(share: Any) -> list[Any]:
-    """Every process's share, in all of them."""
+    """The object of every process, in all of them; any object that can be pickled."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [share]
     shares: list[Any] = [None] * distributed.get_world_size()
@@ -235,5 +325,64 @@ def all_gather_objects(share: Any) -> list[Any]:
     return shares
 
 
-def _squash(labels: Tensor) -> Tensor:
-    return F.interpolate(labels[None, None].float(), size=PAPER_SIZE, mode="nearest-exact")[0, 0].long()
+def _cells(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """The cell of each pixel, row * C + column, int32 [H, W]."""
+    rows = target.clamp(max=num_classes)
+    if target.dtype.is_signed:
+        rows = torch.where(target < 0, num_classes, rows)
+    return rows.to(torch.int32) * num_classes + prediction.to(torch.int32)
+
+
+def _from_keys(num_classes: int, keys: np.ndarray, counts: np.ndarray, images: int | None = None) -> ConfusionMatrices:
+    """From ascending keys; ``images``: their number, or None: only those that have a key, numbered anew."""
+    image, cells = np.divmod(keys, num_classes * (num_classes + 1))
+    if images is None:
+        present, image = np.unique(image, return_inverse=True)
+        images = len(present)
+    return ConfusionMatrices(num_classes, _offsets(image, images), cells.astype(np.int32), _int32(counts))
+
+
+def _offsets(image: np.ndarray, images: int) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.bincount(image, minlength=images))]).astype(np.int64)
+
+
+def _int32(counts: np.ndarray) -> np.ndarray:
+    return counts.astype(np.int32)  # an image has fewer than 2**31 pixels
+
+
+def _ratio(hits: np.ndarray, out_of: np.ndarray) -> np.ndarray:
+    hits, out_of = np.asarray(hits, dtype=np.float64), np.asarray(out_of, dtype=np.float64)
+    return np.divide(hits, out_of, out=np.full_like(hits, np.nan), where=out_of > 0)
+
+
+def _mean_ratio(hits: np.ndarray, out_of: np.ndarray) -> np.ndarray:
+    """The mean of ``hits / out_of`` over the classes (the last axis) with ``out_of`` > 0; NaN without any."""
+    occurs = out_of > 0
+    sums = np.divide(hits, out_of, out=np.zeros_like(hits), where=occurs).sum(-1)
+    return _ratio(sums, occurs.sum(-1))
+
+
+def _resampled_miou(matrices: ConfusionMatrices, seed: int) -> np.ndarray:
+    hits, union = matrices.marginals()
+    images = len(matrices)
+    generator = np.random.default_rng(seed)
+    values = []
+    at_once = max(1, min(RESAMPLES, 20_000_000 // max(images, 1)))  # bounds the memory of the draws
+    for first in range(0, RESAMPLES, at_once):
+        drawn = generator.multinomial(images, np.full(images, 1 / images), min(at_once, RESAMPLES - first))
+        weights = drawn.astype(np.float64)
+        values.append(_mean_ratio(weights @ hits, weights @ union))
+    return np.concatenate(values)
+
+
+def _concatenated(state: list[Tensor] | Tensor) -> Tensor:
+    """A list state on the CPU; a tensor already when it was gathered from several processes."""
+    parts = [state] if isinstance(state, Tensor) else state
+    return torch.cat([part.detach().cpu() for part in parts]) if parts else torch.zeros(0)
+
+
+def _gather(result: Tensor, group: Any = None) -> list[Tensor]:
+    """Gathers a state of :class:`SegmentationMetric` from all processes, of which some may have had no image."""
+    shares = all_gather_objects(result.cpu())
+    dtype = next((share.dtype for share in shares if share.numel()), result.dtype)
+    return [share.to(result.device, dtype) for share in shares]

@@ -1,32 +1,39 @@
-"""How the learning rate changes over a run."""
+"""Learning-rate schedules."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from vocseg.components import SavesInitArgs
-from vocseg.errors import VocsegError
+from vocseg.errors import VocsegError, nearest
+
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+"""Builds one of torch's schedulers from an optimizer: ``functools.partial(StepLR, step_size=10)`` for one."""
+KINDS = ("constant", "poly", "cosine", "cosine_restarts")
+INTERVALS = ("step", "epoch")
 
 
 class Schedule(SavesInitArgs):
-    """The learning rate as a share of the optimizer's, for all its parameter groups alike.
+    """The learning rate as a factor of the optimizer's own, for all its parameter groups alike.
 
     Args:
         kind: ``constant``; ``poly``: (1 - t/T) ** power, as in DeepLab (Chen et al. 2017); ``cosine``:
-            (1 + cos(pi t/T)) / 2 (Loshchilov and Hutter 2017, equation 5); ``cosine_restarts``: the same again and
-            again, each time over one cycle (their section 3).
-        interval: the rate changes after every optimizer ``step`` or every ``epoch``.
-        warmup: this many intervals of linear growth come first.
-        length: T in intervals, warm-up included; None means the whole run. The rate stays at its last value after it.
+            (1 + cos(pi t/T)) / 2 (Loshchilov and Hutter 2017, equation 5); ``cosine_restarts``: repeated cosine cycles
+            (their section 3).
+        interval: the learning rate changes after every optimizer ``step`` or every ``epoch``.
+        warmup: number of intervals of linear growth at the start.
+        length: T in intervals, warm-up included; None means the whole run. After it the learning rate stays at its last
+            value.
         power: exponent of ``poly``.
         cycle: intervals of the first cycle of ``cosine_restarts`` (their T_0).
         cycle_growth: how many times longer each cycle is than the one before (their T_mult).
 
     Raises:
-        VocsegError: a length, warm-up or cycle that makes no schedule.
+        VocsegError: an unknown kind or interval; a length, warm-up or cycle that makes no schedule.
     """
 
     def __init__(
@@ -39,6 +46,11 @@ class Schedule(SavesInitArgs):
         cycle: int | None = None,
         cycle_growth: float = 1.0,
     ) -> None:
+        for name, value, choices in (("kind", kind, KINDS), ("interval", interval, INTERVALS)):
+            if value not in choices:
+                raise VocsegError(
+                    f"There is no schedule {name} {value!r}; there are {', '.join(choices)}.{nearest(value, choices)}"
+                )
         if length is not None and length < 1:
             raise VocsegError(f"A schedule's length must be at least 1 {interval}, got {length}.")
         if warmup < 0 or (length is not None and warmup >= length):
@@ -52,16 +64,16 @@ class Schedule(SavesInitArgs):
         self.cycle, self.cycle_growth = cycle, cycle_growth
 
     def factor(self, position: int, length: int) -> float:
-        """The share of the full rate in interval ``position`` (counted from 0) of ``length``."""
+        """The factor in interval ``position`` (counted from 0) of ``length``, between 0 and 1."""
         if position < self.warmup:
             return (position + 1) / (self.warmup + 1)
         if self.kind == "constant":
             return 1.0
         if self.kind == "cosine_restarts":
-            position, cycle = position - self.warmup, float(self.cycle)
-            while position >= cycle:
-                position, cycle = position - cycle, cycle * self.cycle_growth
-            return (1 + math.cos(math.pi * position / cycle)) / 2
+            offset, cycle = float(position - self.warmup), float(self.cycle or 1)
+            while offset >= cycle:
+                offset, cycle = offset - cycle, cycle * self.cycle_growth
+            return (1 + math.cos(math.pi * offset / cycle)) / 2
         done = min((position - self.warmup) / max(length - self.warmup, 1), 1.0)
         return (1 - done) ** self.power if self.kind == "poly" else (1 + math.cos(math.pi * done)) / 2
 
@@ -69,27 +81,63 @@ class Schedule(SavesInitArgs):
         """Binds the schedule to an optimizer.
 
         Args:
-            optimizer: whose groups' rates are scaled.
-            trainer: tells how long the run is, where ``length`` does not.
+            optimizer: its parameter groups' learning rates are scaled.
+            trainer: knows the length of the run, where ``length`` is None.
 
         Returns:
-            What Lightning wants under ``lr_scheduler``.
+            Lightning's ``lr_scheduler`` configuration.
 
         Raises:
-            VocsegError: neither tells.
+            VocsegError: the length of the run is unknown.
         """
-        if self.kind in ("constant", "cosine_restarts") or self.length is not None:
-            length = self.length or 0
-        elif self.interval == "epoch":
-            length = trainer.max_epochs or -1
-        else:
-            length = trainer.estimated_stepping_batches
+        length = float(self.length or 0)
+        if self.length is None and self.kind in ("poly", "cosine"):
+            epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+            length = float(epochs if self.interval == "epoch" else trainer.estimated_stepping_batches)
         if length < 0 or math.isinf(length):
             raise VocsegError(
                 f"A {self.kind} schedule must know where the run ends: set --trainer.max_epochs or "
                 "--model.schedule.length."
             )
-        return {
-            "scheduler": LambdaLR(optimizer, lambda position: self.factor(position, length)),
-            "interval": self.interval,
-        }
+        scheduler = FactorLR(optimizer, lambda position: self.factor(position, int(length)))
+        return {"scheduler": scheduler, "interval": self.interval}
+
+
+class FactorLR(LRScheduler):
+    """Scales every group's base learning rate by ``factor(interval)``.
+
+    As torch's ``LambdaLR``, but ``get_lr`` may be called at any time: a resumed run asks it for the learning rates that
+    follow from changed settings.
+
+    Args:
+        optimizer: its learning rates are set.
+        factor: takes the number of intervals so far.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        self.factor = factor
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        """The learning rate of each group in the present interval."""
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state without ``factor``, which belongs to the configuration."""
+        return {name: value for name, value in super().state_dict().items() if name != "factor"}
+
+
+def attach_scheduler(make: SchedulerFactory, optimizer: Optimizer, trainer: L.Trainer) -> dict[str, Any]:
+    """Binds one of torch's own schedulers to an optimizer, with the interval that torch documents for it.
+
+    ``OneCycleLR`` and ``CyclicLR`` step after every optimizer step, all others after every epoch. ``ReduceLROnPlateau``
+    watches ``val/loss`` when its mode is ``min``, else ``val/miou``.
+
+    Returns:
+        Lightning's ``lr_scheduler`` configuration.
+    """
+    scheduler = make(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        monitor = "val/loss" if scheduler.mode == "min" else "val/miou"
+        return {"scheduler": scheduler, "monitor": monitor, "frequency": trainer.check_val_every_n_epoch or 1}
+    return {"scheduler": scheduler, "interval": "step" if isinstance(scheduler, OneCycleLR | CyclicLR) else "epoch"}

@@ -1,58 +1,61 @@
 """SegmentationTask: training, validation, test and prediction of any backbone with any decoder."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
+from vocseg.checkpoints import with_current_keys, written_by_vocseg
 from vocseg.components import factory_from_config, from_config, to_config
 from vocseg.data.labels import VOC_CLASSES
 from vocseg.errors import VocsegError
+from vocseg.inference import batch_logits, label_map, preprocess, probability_map
 from vocseg.losses import CrossEntropy, inverse_frequency, loss_totals
-from vocseg.metrics import PAPER_SIZE, Evaluation, Result
-from vocseg.schedules import Schedule
+from vocseg.metrics import Result, SegmentationMetric
+from vocseg.network import SegmentationNetwork
+from vocseg.optimizers import apply_changed_settings, check_resumable, group_settings, parameter_groups
+from vocseg.schedules import Schedule, attach_scheduler
 from vocseg.state_dicts import check_fits
 
 DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
-LOGITS_AT_ONCE = 64_000_000
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
 class SegmentationTask(L.LightningModule):
-    """A backbone and a decoder, and how they are trained and scored.
+    """Trains and scores a :class:`vocseg.network.SegmentationNetwork`.
 
     Checkpoints describe themselves: ``SegmentationTask.load_from_checkpoint(path)`` needs nothing else, as long as each
     component could be recorded (see :mod:`vocseg.components`); one that could not is passed again.
 
     Batches are ``{"image": float32 [B, 3, H, W], "mask": int64 [B, H, W]}``, labels 0..C-1 and 255 = void, or a plain
-    ``(image, mask)``. Evaluation batches may carry ``original_mask`` (a list of the untouched masks at the photographs'
-    own sizes), ``input_size`` ([B, 2], what of each image is no padding) and ``index`` (places in the split's list).
+    ``(image, mask)``. Evaluation batches may have ``original_mask`` (a list of the untouched masks at each image's own
+    size), ``input_size`` ([B, 2], height and width of each image without padding) and ``index`` (indices in the split's
+    list).
 
     Args:
         backbone: a module with ``channels``, ``strides`` and ``forward(image) -> list of features``, shallow to deep.
-        decoder: makes the decoder from ``(channels, strides, num_classes)``: a class, a ``functools.partial`` of one,
+        decoder: builds the decoder from ``(channels, strides, num_classes)``: a class, a ``functools.partial`` of one,
             or the finished module.
         class_names: one name per class, in the order of the labels.
         loss: a module ``(logits, mask) -> scalar``; cross-entropy over valid pixels if None.
-        optimizer: makes the optimizer from parameters, ``functools.partial(torch.optim.AdamW, lr=1e-3)`` for one; Adam
-            at 1e-3 if None.
+        optimizer: builds the optimizer from parameters, ``functools.partial(torch.optim.AdamW, lr=1e-3)`` for one; Adam
+            with a learning rate of 1e-3 if None.
         backbone_lr: learning rate of the backbone where it differs from the optimizer's.
-        schedule: how the rates change over the run; constant if None.
-        channels_last: keep images and weights in torch's channels-last memory format, which is faster on CPUs and on
-            GPUs with tensor cores and changes no result beyond rounding.
+        schedule: how the learning rates change over the run: a :class:`vocseg.schedules.Schedule`, or a class (or
+            ``functools.partial``) of ``torch.optim.lr_scheduler``; constant if None.
+        channels_last: see :class:`vocseg.network.SegmentationNetwork`.
 
     Attributes:
+        network: the plain module of backbone and decoder.
         results: the last :class:`vocseg.metrics.Result` of ``val`` and ``test``.
     """
 
@@ -64,7 +67,7 @@ class SegmentationTask(L.LightningModule):
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable | None = None,
         backbone_lr: float | None = None,
-        schedule: Schedule | None = None,
+        schedule: Schedule | LRSchedulerCallable | None = None,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
@@ -81,63 +84,70 @@ class SegmentationTask(L.LightningModule):
                 "channels_last": channels_last,
             }
         )
-        # a checkpoint hands over the descriptions themselves: from_config() turns them into components or factories
-        self.backbone = from_config(backbone, "backbone", nn.Module)
-        decoder = factory_from_config(decoder, "decoder", nn.Module)
-        if not isinstance(decoder, nn.Module):
-            decoder = decoder(list(self.backbone.channels), list(self.backbone.strides), len(self.class_names))
-        self.decoder = decoder
-        self.loss = from_config(loss, "loss", nn.Module) or CrossEntropy()
+        # a checkpoint passes the configurations instead of the components
+        built: Any = from_config(backbone, "backbone", nn.Module)
+        head = factory_from_config(decoder, "decoder", nn.Module)
+        if not isinstance(head, nn.Module):
+            head = head(list(built.channels), list(built.strides), len(self.class_names))
+        self.network = SegmentationNetwork(built, head, channels_last)
+        self.loss: Any = from_config(loss, "loss", nn.Module) or CrossEntropy()
         self.optimizer = factory_from_config(optimizer, "optimizer", torch.optim.Optimizer) or default_optimizer
+        self.schedule = _schedule_from_config(schedule)
+        self.backbone_lr = backbone_lr
         if hasattr(self.loss, "prepare"):
             self.loss.prepare(len(self.class_names))
-        self.backbone_lr = backbone_lr
-        self.schedule = from_config(schedule, "schedule", Schedule) or Schedule()
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.to(memory_format=self.memory_format)
+        self.train_loss = MeanMetric()
+        self.metrics = nn.ModuleDict({stage: SegmentationMetric(len(self.class_names)) for stage in ("val", "test")})
         self.results: dict[str, Result] = {}
         self.predict_probabilities = False
-        self._group_settings: list[dict[str, Any]] = []
-        self._loaded_steps = 0
         self._data_settings: dict[str, Any] = {}
-        self.train_loss = MeanMetric()
-        self._evaluations = {stage: Evaluation(len(self.class_names)) for stage in ("val", "test")}
+        self._loaded: dict[str, Any] = {}
+        self._optimizer_settings: list[dict[str, Any]] = []
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network's backbone."""
+        return self.network.backbone
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The network's decoder."""
+        return self.network.decoder
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps that these weights have seen, here or before they were loaded from a checkpoint."""
+        return max(self.global_step, int(self._loaded.get("global_step", 0)))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Computes the logits of images of any size.
-
-        An image that the backbone's stride does not divide is padded on the right and at the bottom, and its logits are
-        cropped back: logit (i, j) describes pixel (i, j).
-
-        Args:
-            image: float [B, 3, H, W], normalised.
-
-        Returns:
-            float32 [B, C, H, W].
-        """
-        height, width = image.shape[-2:]
-        stride = max(self.backbone.strides)
-        padded = F.pad(image, (0, -width % stride, 0, -height % stride)).contiguous(memory_format=self.memory_format)
-        trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            features = self.backbone(padded)
-        return resize(self.decoder(features).float(), padded.shape[-2:])[..., :height, :width]
+        """The logits of normalised images, float [B, 3, H, W], of any size: float32 [B, C, H, W]."""
+        return self.network(image)
 
     def setup(self, stage: str) -> None:
-        """Remembers how the data prepares images, for :meth:`segment`."""
-        self._data_settings = dict(getattr(self.trainer.datamodule, "hparams", None) or self._data_settings)
+        """Remembers how the data module prepares images, for :meth:`segment`."""
+        self._data_settings = dict(getattr(_datamodule(self.trainer), "hparams", None) or self._data_settings)
 
     def on_fit_start(self) -> None:
-        """Reads the backbone's pretrained weights and counts the classes if a new training starts here."""
+        """Reads the backbone's pretrained weights and counts the classes, if a new training starts."""
         if self.trainer.ckpt_path is not None:  # known only now, not yet in setup()
             return
-        if hasattr(self.backbone, "load_pretrained"):
-            self.backbone.load_pretrained()
+        load_pretrained = getattr(self.backbone, "load_pretrained", None)
+        if load_pretrained is not None:
+            load_pretrained()
         if getattr(self.loss, "counts_classes", False):
             self._count_classes()
 
+    def on_train_start(self) -> None:
+        """Gives a resumed optimizer the settings that differ from those in its checkpoint."""
+        optimizer = self.optimizers()
+        if self.trainer.ckpt_path is None or not self._optimizer_settings or isinstance(optimizer, list):
+            return
+        scheduler = cast(LRScheduler | ReduceLROnPlateau | None, self.lr_schedulers())
+        saved = self._loaded.get("optimizer_settings")
+        apply_changed_settings(optimizer.optimizer, scheduler, saved, self._optimizer_settings)
+
     def on_train_epoch_start(self) -> None:
-        """Begins the mean of the epoch's losses anew; not called where an epoch goes on from a checkpoint."""
+        """Resets the running loss; not called where an epoch is resumed in the middle."""
         self.train_loss.reset()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -149,42 +159,47 @@ class SegmentationTask(L.LightningModule):
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[int, Tensor]:
-        """Adds a batch to the validation figures; returns its label maps, int64 [H, W], by place in the list."""
-        return self._evaluate(batch, self._evaluations["val"])
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
+        """Adds a batch to the validation metric.
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[int, Tensor]:
-        """Adds a batch to the test figures; returns its label maps, int64 [H, W], by place in the list."""
-        return self._evaluate(batch, self._evaluations["test"])
+        Returns:
+            Three lists with one entry per image: ``index`` (in the split's list), ``labels`` (int64 [H, W], at the
+            size of its target) and ``logits`` (float32 [C, h, w], at the input's size).
+        """
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
+        """Adds a batch to the test metric; returns what :meth:`validation_step` does."""
+        return self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/...``."""
-        self._finish("val")
+        self._log_result("val")
 
     def on_test_epoch_end(self) -> None:
         """Logs ``test/...``."""
-        self._finish("test")
+        self._log_result("test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[Tensor]:
-        """The label map of each image, uint8 [H, W], at ``original_size`` if the batch has it, else the input's.
+        """The label map of each image, uint8 [H, W], at ``original_size`` if the batch has it, else the input's size.
 
-        Where ``predict_probabilities`` is set, the class probabilities instead, float32 [C, H, W].
+        With ``predict_probabilities`` the class probabilities instead, float32 [C, H, W].
         """
         image = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
         extras = batch if isinstance(batch, dict) else {}
         maps: dict[int, Tensor] = {}
-        for rows, part in parts_of_one_size(image, extras.get("input_size")):
-            for row, scores in zip(rows, self(part), strict=True):
-                size = extras.get("original_size", {row: part.shape[-2:]})[row]
+        for indices, logits in batch_logits(self, image, extras.get("input_size")):
+            for index, scores in zip(indices, logits, strict=True):
+                size = extras["original_size"][index] if "original_size" in extras else scores.shape[-2:]
                 if self.predict_probabilities:
-                    maps[row] = resize(scores[None].contiguous(), [int(side) for side in size])[0].softmax(0)
+                    maps[index] = probability_map(scores, size)
                 else:
-                    maps[row] = label_map(scores, size).to(torch.uint8)
-        return [maps[row] for row in range(len(image))]
+                    maps[index] = label_map(scores, size).to(torch.uint8)
+        return [maps[index] for index in range(len(image))]
 
     @torch.no_grad()
     def segment(self, image: Any) -> np.ndarray:
-        """Segments one photograph, prepared as the images were that this task was evaluated on.
+        """Segments one image, prepared like the images that this task was evaluated on.
 
         Args:
             image: a path, a PIL image, or an array, uint8 [H, W, 3] (RGB) or [H, W] (grey).
@@ -196,103 +211,65 @@ class SegmentationTask(L.LightningModule):
             VocsegError: it cannot be read, or is no such array.
         """
         from vocseg.data.files import as_rgb
-        from vocseg.data.transforms import EVAL_PIPELINES, Pipeline, make_transforms
 
         pixels = as_rgb(image)
-        data = self._data_settings
-        transforms = []  # evaluated on somebody else's data: at the photograph's own size
-        if {"eval_transforms", "image_size"} <= set(data):
-            transforms = make_transforms(
-                data["eval_transforms"], EVAL_PIPELINES, tuple(data["image_size"]), "eval_transforms"
-            )
-        tensor = Pipeline(transforms, len(self.class_names))(pixels)["image"]
+        tensor = preprocess(pixels, self._data_settings, len(self.class_names))
         was_training = self.training
         self.eval()
-        scores = self(tensor[None].to(self.device))[0]
+        logits = self(tensor.to(self.device))[0]
         self.train(was_training)
-        return label_map(scores, pixels.shape[:2]).to(torch.uint8).cpu().numpy()
+        return label_map(logits, pixels.shape[:2]).to(torch.uint8).cpu().numpy()
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer over what trains, the backbone in a group of its own, and the schedule."""
-        groups = self._groups()
-        if not groups:
-            raise VocsegError("Nothing is left to train: backbone and decoder are both frozen.")
-        optimizer = self.optimizer(groups)
-        self._group_settings = [
-            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
-        ]
-        return {"optimizer": optimizer, "lr_scheduler": self.schedule.attach(optimizer, self.trainer)}
-
-    def on_train_start(self) -> None:
-        """Gives a resumed optimizer the rates and the rest that are wanted now: its checkpoint may know others."""
-        schedule = self.lr_schedulers()
-        if self.trainer.ckpt_path is None or not self._group_settings or not isinstance(schedule, LambdaLR):
-            return
-        for place, wanted in enumerate(self._group_settings):
-            rate = wanted["lr"] * schedule.lr_lambdas[place](schedule.last_epoch)  # as the schedule itself reckons it
-            schedule.optimizer.param_groups[place].update({**wanted, "lr": rate, "initial_lr": wanted["lr"]})
-            schedule.base_lrs[place] = wanted["lr"]
-
-    @property
-    def trained_steps(self) -> int:
-        """Optimizer steps that these weights have seen, here or before they were loaded from a checkpoint."""
-        return max(self.global_step, self._loaded_steps)
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]  # one of the forms Lightning takes
+        """The optimizer over all trainable parameters, the backbone in a group of its own, and the schedule."""
+        parts = {"backbone": self.backbone, "decoder": self.decoder, "loss": self.loss}
+        optimizer = self.optimizer(parameter_groups(parts, {"backbone": self.backbone_lr}))
+        self._optimizer_settings = group_settings(optimizer)
+        if self.trainer.ckpt_path is not None and self._loaded.get("optimizer_groups"):
+            described = to_config(self.hparams.get("optimizer")) or {"class_path": "torch.optim.Adam"}
+            check_resumable(
+                self._loaded["optimizer_class"],
+                self._loaded["optimizer_groups"],
+                described.get("class_path", type(optimizer).__name__),
+                optimizer,
+            )
+        if isinstance(self.schedule, Schedule):
+            return {"optimizer": optimizer, "lr_scheduler": self.schedule.attach(optimizer, self.trainer)}
+        return {"optimizer": optimizer, "lr_scheduler": attach_scheduler(self.schedule, optimizer, self.trainer)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the mean of this epoch's losses so far."""
-        checkpoint["train_loss"] = {name: value.cpu() for name, value in self.train_loss.metric_state.items()}
+        """Adds the epoch's running loss and the optimizer's configured settings."""
+        written_by_vocseg(checkpoint).update(
+            train_loss={name: torch.as_tensor(value).cpu() for name, value in self.train_loss.metric_state.items()},
+            optimizer_settings=self._optimizer_settings,
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of other classes or of another network, in words."""
-        for name, value in checkpoint.get("train_loss", {}).items():
-            setattr(self.train_loss, name, value.to(self.device))
-        self._loaded_steps = int(checkpoint.get("global_step", 0))
-        self._data_settings = dict(checkpoint.get(L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
-        recorded = (checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("class_names")
-        if recorded is not None and list(recorded) != self.class_names:
+        """Takes over what :meth:`on_save_checkpoint` added; refuses other classes and another network."""
+        saved, own = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}, written_by_vocseg(checkpoint)
+        names = saved.get("class_names")
+        if names is not None and list(names) != self.class_names:
             raise VocsegError(
-                f"The checkpoint was trained on {len(recorded)} classes ({_some(recorded)}), but the data has "
+                f"The checkpoint was trained on {len(names)} classes ({_some(names)}), but the data has "
                 f"{len(self.class_names)} ({_some(self.class_names)})."
             )
+        checkpoint["state_dict"] = with_current_keys(checkpoint["state_dict"])
         check_fits(checkpoint["state_dict"], self.state_dict(), "The checkpoint", "the network as configured")
-        if self._trainer is not None and self._trainer.state.fn == "fit":
-            self._check_optimizer(checkpoint)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups: of each part what trains, if anything does."""
-        groups = []
-        for name, module in (("backbone", self.backbone), ("decoder", self.decoder), ("loss", self.loss)):
-            parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            if parameters:
-                groups.append({"params": parameters, "name": name})
-                if name == "backbone" and self.backbone_lr is not None:
-                    groups[-1]["lr"] = self.backbone_lr
-        return groups
-
-    def _check_optimizer(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with the state of another optimizer, or of other parameters."""
-        described = (checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}, self.hparams)
-        paths = [(each.get("optimizer") or {}).get("class_path", "torch.optim.Adam") for each in described]
-        if paths[0].rpartition(".")[2] != paths[1].rpartition(".")[2]:
-            raise VocsegError(
-                f"The checkpoint was trained with {paths[0]}, but the configured optimizer is {paths[1]}: a resumed "
-                "run goes on with its own."
-            )
-        trained = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
-        before, now = (
-            ", ".join(f"{group.get('name')} {len(group['params'])}" for group in groups)
-            for groups in (trained, self._groups())
-        )
-        ours = trained and all("name" in group for group in trained)  # not those of a subclass, or of a callback
-        if ours and before != now:
-            raise VocsegError(
-                f"The checkpoint was training other parameters ({before}) than are to be trained now ({now}): what is "
-                "frozen stays so in a resumed run."
-            )
+        running = own.get("train_loss") or checkpoint.get("train_loss") or {}  # vocseg 0.1.0 had no entry of its own
+        if running:
+            self.train_loss.load_state_dict({name: value.to(self.device) for name, value in running.items()})
+        self._data_settings = dict(checkpoint.get(L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
+        states = checkpoint.get("optimizer_states") or []
+        self._loaded = {
+            "global_step": checkpoint.get("global_step", 0),
+            "optimizer_settings": own.get("optimizer_settings"),
+            "optimizer_class": (saved.get("optimizer") or {}).get("class_path", "torch.optim.Adam"),
+            "optimizer_groups": [group for state in states for group in state["param_groups"]],
+        }
 
     def _count_classes(self) -> None:
-        # counted by one process for all
-        counts = getattr(self.trainer.datamodule, "class_counts", None) if self.trainer.is_global_zero else None
+        # rank 0 counts for all
+        counts = getattr(_datamodule(self.trainer), "class_counts", None) if self.trainer.is_global_zero else None
         counts = self.trainer.strategy.broadcast(counts)
         if counts is None:
             raise VocsegError(
@@ -307,83 +284,55 @@ class SegmentationTask(L.LightningModule):
             )
         self.loss.class_weights.copy_(inverse_frequency(counts))
 
-    def _evaluate(self, batch: Any, evaluation: Evaluation) -> dict[int, Tensor]:
+    def _evaluate(self, batch: Any, stage: str) -> dict[str, list[Any]]:
         image, mask = _image_and_mask(batch)
-        extras = batch if isinstance(batch, dict) else {}
+        extras: Mapping[str, Any] = batch if isinstance(batch, dict) else {}
+        metric = self._metric(stage)
         targets = extras.get("original_mask", mask)
-        seen, rank, world = len(evaluation.matrices), self.trainer.global_rank, self.trainer.world_size
-        places = range(seen * world + rank, (seen + len(image)) * world + rank, world)  # as samplers deal them out
-        indices = [int(index) for index in extras.get("index", places)]
-        predictions: dict[int, Tensor] = {}
-        for rows, part in parts_of_one_size(image, extras.get("input_size")):
-            logits = self(part)
+        first, rank, world = metric.images_seen, self.trainer.global_rank, self.trainer.world_size
+        by_position = range(first * world + rank, (first + len(image)) * world + rank, world)  # as samplers deal them
+        logits: list[Any] = [None] * len(image)
+        for indices, part in batch_logits(self, image, extras.get("input_size")):
             height, width = part.shape[-2:]
-            evaluation.update_loss(*loss_totals(self.loss, logits, mask[rows, :height, :width]))
-            for row, scores in zip(rows, logits, strict=True):
-                prediction, squashed = (label_map(scores, size) for size in (targets[row].shape[-2:], PAPER_SIZE))
-                evaluation.update_image(prediction, targets[row], indices[row], squashed)
-                predictions[row] = prediction
-        return {indices[row]: predictions[row] for row in range(len(image))}
+            metric.update_loss(*loss_totals(self.loss, part, mask[indices, :height, :width]))
+            for index, scores in zip(indices, part, strict=True):
+                logits[index] = scores
+        labels = [label_map(scores, target.shape[-2:]) for scores, target in zip(logits, targets, strict=True)]
+        indices = [int(index) for index in extras.get("index", by_position)]
+        metric.update(labels, list(targets), indices)
+        return {"index": indices, "labels": labels, "logits": logits}
 
-    def _finish(self, stage: str) -> None:
-        evaluation = self._evaluations[stage]
-        result = evaluation.compute(self.device)
-        evaluation.reset()
+    def _log_result(self, stage: str) -> None:
+        metric = self._metric(stage)
+        result = metric.compute()
+        metric.reset()
         self.results[stage] = result
         if self.trainer.state.fn != "fit":
             self.log("step", float(max(self.trained_steps - 1, 0)))  # else Lightning would log at step 0
-        figures = {"loss": result.loss, "pixel_accuracy": result.pixel_accuracy}
-        figures |= {f"paper_inferred/{name}": value for name, value in result.paper_inferred().items()}
-        iou = dict(zip(self.class_names, result.iou, strict=True))
-        # a class that occurs in neither prediction nor target has no IoU
-        figures |= {f"iou/{name}": value for name, value in iou.items() if not math.isnan(value)}
-        # all processes have the same figures already; sync_dist tells Lightning not to warn
+        scores = {
+            "loss": result.loss,
+            "pixel_accuracy": result.pixel_accuracy,
+            "mean_accuracy": result.mean_accuracy,
+            # a class that occurs in neither prediction nor target has no IoU
+            **{f"iou/{name}": iou for name, iou in zip(self.class_names, result.iou, strict=True) if iou == iou},
+        }
+        # all processes have the same scores already; sync_dist tells Lightning not to warn
         self.log(f"{stage}/miou", result.miou, prog_bar=True, sync_dist=True)
-        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, sync_dist=True)
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
+
+    def _metric(self, stage: str) -> SegmentationMetric:
+        return cast(SegmentationMetric, self.metrics[stage])
 
 
-def parts_of_one_size(image: Tensor, input_sizes: Any) -> Iterator[tuple[list[int], Tensor]]:
-    """Takes a batch apart into images of equal size, without the padding that made them one batch.
-
-    An image's logits must not depend on what else is in its batch.
-
-    Args:
-        image: float [B, 3, H, W].
-        input_sizes: [B, 2] height and width of what is no padding, or None: nothing is.
-
-    Yields:
-        Places in the batch, and their images [b, 3, h, w].
-    """
-    rows_of: dict[tuple[int, int], list[int]] = {}
-    for row in range(len(image)):
-        height, width = image.shape[-2:] if input_sizes is None else input_sizes[row]
-        rows_of.setdefault((int(height), int(width)), []).append(row)
-    for (height, width), rows in rows_of.items():
-        yield rows, image[rows, :, :height, :width]
+def _schedule_from_config(schedule: Any) -> Schedule | Callable:
+    if not isinstance(schedule, Mapping):
+        return Schedule() if schedule is None else schedule
+    factory = factory_from_config(schedule, "schedule", (Schedule, LRScheduler, ReduceLROnPlateau))
+    return factory() if issubclass(factory.func, Schedule) else factory
 
 
-def label_map(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax: int64 [H, W]."""
-    height, width = (int(side) for side in size)
-    # of a large photograph some classes at a time: all of them at 6000x4000 would take 2 GB
-    at_once = max(LOGITS_AT_ONCE // (height * width), 1)
-    best = labels = None
-    for first in range(0, len(scores), at_once):
-        # over a leading axis that is contiguous, max is several times faster than argmax
-        some, places = resize(scores[None, first : first + at_once].contiguous(), (height, width))[0].max(0)
-        if best is None:
-            best, labels = some, places
-        else:
-            labels = torch.where(some > best, places + first, labels)
-            best = torch.maximum(best, some)
-    return labels
-
-
-def resize(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, pixel centres aligned; returns its argument when the size is right already."""
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+def _datamodule(trainer: L.Trainer) -> L.LightningDataModule | None:
+    return getattr(trainer, "datamodule", None)  # which Lightning sets without declaring it
 
 
 def _image_and_mask(batch: Any) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Writes predictions: palette PNG files, overlays, probabilities, and a page that shows them all."""
+"""Writers of predictions: palette PNG files, overlays, probabilities, and a page that shows them all."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
@@ -12,22 +12,23 @@ from PIL import Image
 from torch import Tensor
 
 from vocseg import pages
+from vocseg.callbacks.base import class_names_of, run_folder_of
 from vocseg.data.files import read_image
-from vocseg.data.labels import VOC_PALETTE
 from vocseg.metrics import all_gather_objects
 from vocseg.plots import legend_of, overlay
+from vocseg.run_folder import RunFolder, write_atomically, write_mask, write_text
 
 THUMBNAIL = (320, 240)
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes each image's label map as a palette PNG at the photograph's own size, VOC's way, and what shows it.
+    """Writes each image's label map as a palette PNG at the image's own size, as VOC's masks are, and pictures of it.
 
-    ``<folder>/<name>.png`` is the mask, ``overlays/<name>.jpg`` the photograph with the mask's colours upon it,
-    ``probabilities/<name>.npz`` the class probabilities, and ``index.html`` shows all images and needs nothing else.
+    ``<folder>/<name>.png`` is the mask, ``overlays/<name>.jpg`` the image with the mask's colours over it,
+    ``probabilities/<name>.npz`` the class probabilities, and ``index.html`` one page with all overlays inside.
 
     Args:
-        output_dir: where to; ``predictions`` in the run's folder if None.
+        output_dir: folder to write; ``predictions`` in the run's folder if None.
         overlays: write overlays.
         probabilities: write probabilities, float16 [C, H, W] under ``probabilities``, with ``class_names``.
         contact_sheet: write ``index.html``.
@@ -49,14 +50,13 @@ class PredictionWriter(BasePredictionWriter):
         self._shown: list[tuple[str, str]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settles the folder; asks the task for probabilities where they are wanted."""
+        """Chooses the folder and the files' names; asks the task for probabilities where they are wanted."""
         if stage != "predict":
             return
-        pl_module.predict_probabilities = self.probabilities
+        pl_module.predict_probabilities = self.probabilities  # type: ignore[assignment]  # a flag of the task
         if self.output_dir is None:
-            has_run_folder = trainer.loggers and not trainer.fast_dev_run
-            self.folder = Path(trainer.log_dir if has_run_folder else trainer.default_root_dir) / "predictions"
-        self._names = _unique_names(trainer.datamodule.datasets["predict"].paths)
+            self.folder = (run_folder_of(trainer) or RunFolder(Path(trainer.default_root_dir))).predictions
+        self._names = _unique_names(trainer.datamodule.datasets["predict"].paths)  # type: ignore[attr-defined]
 
     def write_on_batch_end(
         self,
@@ -69,13 +69,12 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Writes one batch."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.unreadable += batch["unreadable"]
         for path, predicted in zip(batch["path"], prediction, strict=True):
-            self._write(self.folder, path, predicted, pl_module.class_names)
+            self._write(path, predicted, class_names_of(pl_module))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gathers what other processes have done; writes the contact sheet."""
+        """Collects the other processes' results; rank 0 writes the contact sheet."""
         shares = all_gather_objects((self.written, self.unreadable, self._shown))
         self.written = {name: path for written, _, _ in shares for name, path in written.items()}
         self.unreadable = sorted(problem for _, problems, _ in shares for problem in problems)
@@ -83,27 +82,28 @@ class PredictionWriter(BasePredictionWriter):
         if self.contact_sheet and shown and trainer.is_global_zero:
             problems = [f'<p class="problem">{pages.text(problem)}</p>' for problem in self.unreadable]
             sheet = pages.page(f"Predictions: {len(shown)} images", [*problems, *shown])
-            (self.folder / "index.html").write_text(sheet, encoding="utf-8")
+            write_text(self.folder / "index.html", sheet)
 
-    def _write(self, folder: Path, path: str, predicted: Tensor, class_names: Sequence[str]) -> None:
+    def _write(self, path: str, predicted: Tensor, class_names: Sequence[str]) -> None:
         name = self._names[path]
         self.written[name] = path
-        labels = predicted.argmax(0) if self.probabilities else predicted
-        labels = labels.cpu().numpy().astype(np.uint8)
-        save_mask(labels, folder / f"{name}.png")
+        labels = (predicted.argmax(0) if self.probabilities else predicted).cpu().numpy().astype(np.uint8)
+        write_mask(self.folder / f"{name}.png", labels)
         if self.probabilities:
-            (folder / "probabilities").mkdir(exist_ok=True)
-            np.savez_compressed(
-                folder / "probabilities" / f"{name}.npz",
-                probabilities=predicted.cpu().numpy().astype(np.float16),
-                class_names=list(class_names),
-            )
+            arrays = {
+                "probabilities": predicted.cpu().numpy().astype(np.float16),
+                "class_names": np.array(list(class_names)),
+            }
+            target = self.folder / "probabilities" / f"{name}.npz"
+            write_atomically(target, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
         if not (self.overlays or self.contact_sheet):
             return
         mixed = overlay(read_image(Path(path)), labels)
         if self.overlays:
-            (folder / "overlays").mkdir(exist_ok=True)
-            Image.fromarray(mixed).save(folder / "overlays" / f"{name}.jpg", quality=92)
+            picture = Image.fromarray(mixed)
+            write_atomically(
+                self.folder / "overlays" / f"{name}.jpg", lambda file: picture.save(file, format="JPEG", quality=92)
+            )
         if self.contact_sheet:
             thumbnail = Image.fromarray(mixed)
             thumbnail.thumbnail(THUMBNAIL)
@@ -113,23 +113,20 @@ class PredictionWriter(BasePredictionWriter):
 
 
 class TestMasks(L.Callback):
-    """Writes the predicted mask of each test image, ``<run folder>/test_masks/<photograph's name>.png``.
+    """Writes the predicted mask of each test image, ``<run folder>/test_masks/<image's name>.png``.
 
-    They are what VOC's evaluation server takes, and what a report shows.
+    VOC's evaluation server takes these files, and a report shows some of them.
     """
 
-    __test__ = False  # pytest: no test
+    __test__ = False  # pytest: this is not a test
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes away those of an earlier test, which may have been of another split."""
-        self._folder = None
-        if trainer.loggers and not trainer.fast_dev_run:
-            self._folder = Path(trainer.log_dir) / "test_masks"
-            if trainer.is_global_zero:
-                for old in self._folder.glob("*.png"):
-                    old.unlink()
-            self._folder.mkdir(parents=True, exist_ok=True)
-        trainer.strategy.barrier("old test masks are gone")
+        """Deletes the masks of an earlier test, which may have been of another split."""
+        self._folder = run_folder_of(trainer)
+        if self._folder is not None and trainer.is_global_zero:
+            for old in self._folder.test_masks.glob("*.png"):
+                old.unlink()
+        trainer.strategy.barrier("earlier test masks are deleted")
 
     def on_test_batch_end(
         self,
@@ -141,24 +138,17 @@ class TestMasks(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes one batch's."""
-        samples = getattr(trainer.test_dataloaders.dataset, "samples", None)
+        samples = getattr(getattr(trainer.test_dataloaders, "dataset", None), "samples", None)
         if samples is None or self._folder is None or not isinstance(outputs, Mapping):
             return
-        for index, labels in outputs.items():
-            save_mask(labels.cpu().numpy(), self._folder / f"{samples[index].image.stem}.png")
+        for index, labels in zip(outputs["index"], outputs["labels"], strict=True):
+            write_mask(self._folder.test_masks / f"{samples[index].image.stem}.png", labels.cpu().numpy())
 
 
 def _unique_names(paths: Sequence[Path]) -> dict[str, str]:
-    """Path -> name: ``photo`` for ``photo.jpg``; ``photo.webp``, then ``photo_2``, when others took that name."""
+    """Path -> name: ``photo`` for ``photo.jpg``; ``photo.webp``, then ``photo_2``, when another file has that name."""
     taken: dict[str, str] = {}
     for path in paths:
         numbered = (f"{path.stem}_{number}" for number in count(2))
         taken[next(name for name in chain([path.stem, path.name], numbered) if name not in taken)] = str(path)
     return {path: name for name, path in taken.items()}
-
-
-def save_mask(labels: np.ndarray, path: Path) -> None:
-    """Writes labels uint8 [H, W] as a PNG with VOC's palette; its values are the labels."""
-    image = Image.fromarray(labels.astype(np.uint8), mode="L")
-    image.putpalette(VOC_PALETTE.ravel().tolist())
-    image.save(path)

@@ -1,6 +1,6 @@
-"""What TensorBoard shows beside the scalars: mask previews, figures, both losses in one chart, HPARAMS.
+"""TensorBoard beside the scalars: mask previews, figures, both losses in one chart, HPARAMS.
 
-All of it is quiet when the run does not log to TensorBoard, and done by the first process alone.
+Nothing of it is done when the run does not log to TensorBoard, and only rank 0 does it.
 """
 
 import math
@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from vocseg.callbacks.base import class_names_of, datamodule_of, is_fast_dev_run
 from vocseg.data.datasets import SegmentationDataset
 from vocseg.data.files import read_sample
 from vocseg.data.transforms import MEAN, STD
@@ -22,7 +23,7 @@ from vocseg.plots import as_array, coloured, confusion_figure, errors, iou_figur
 CHARTS = {"loss": ["train/loss", "val/loss"], "mIoU": ["val/miou", "test/miou"]}
 METRICS = ("val/miou", "test/miou")
 PICTURES = 50
-"""As many of a kind in a run as a page can usefully show."""
+"""How many pictures of a kind a run draws: more than a page can usefully show would only grow the event file."""
 
 
 class Charts(L.Callback):
@@ -39,13 +40,15 @@ class Charts(L.Callback):
             return
         writer.add_custom_scalars({"vocseg": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
         for summary in hparams(settings_of(trainer, pl_module), dict.fromkeys(METRICS, 0.0)):
-            writer.file_writer.add_summary(summary)
+            if writer.file_writer is not None:  # open, between two closings of the writer
+                writer.file_writer.add_summary(summary)
 
 
 class MaskPreviews(L.Callback):
-    """Draws the same few validation images after each validation: photograph, truth, prediction, errors.
+    """Draws the same few validation images after each validation: image, truth, prediction, errors.
 
-    Of VOC's images those are taken that together show the most classes; of other data the first of the split.
+    From a :class:`vocseg.data.datasets.SegmentationDataset` those that together show the most classes; from other data
+    the first of the split.
 
     Args:
         images: how many; 0 for none.
@@ -66,16 +69,16 @@ class MaskPreviews(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps what is to be drawn of a batch."""
+        """Keeps the images of a batch that are to be drawn."""
         if not self._due(trainer) or not isinstance(outputs, Mapping):
             return
         if self._wanted is None:
             self._wanted = self._choose(trainer)
-        for place, (index, labels) in enumerate(outputs.items()):
+        for position, (index, labels) in enumerate(zip(outputs["index"], outputs["labels"], strict=True)):
             if index in self._wanted:
                 prediction = labels.cpu().numpy().astype(np.uint8)
-                photograph, truth = _photograph_and_truth(trainer, batch, place, index)
-                self._drawn[index] = (photograph, truth, prediction)
+                image, truth = _image_and_truth(trainer, batch, position, index)
+                self._drawn[index] = (image, truth, prediction)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws them."""
@@ -84,10 +87,12 @@ class MaskPreviews(L.Callback):
         kept = [self._drawn[index] for index in sorted(self._drawn)]
         self._drawn = {}
         rows = [(image, coloured(truth), coloured(mask), errors(mask, truth)) for image, truth, mask in kept]
-        legend = legend_of([labels for _, truth, mask in kept for labels in (truth, mask)], pl_module.class_names)
-        headings = ("photograph", "truth", "prediction", "errors (blue: missed)")
+        legend = legend_of([labels for _, truth, mask in kept for labels in (truth, mask)], class_names_of(pl_module))
+        headings = ("image", "truth", "prediction", "errors (blue: missed)")
         picture = panels(rows, headings, legend)
-        writer_of(trainer).add_image("val/previews", picture, steps_of(pl_module), dataformats="HWC")
+        writer = writer_of(trainer)
+        if writer is not None:
+            writer.add_image("val/previews", picture, steps_of(pl_module), dataformats="HWC")
 
     def _due(self, trainer: L.Trainer) -> bool:
         return self.images > 0 and draws_now(trainer, self.every_n_epochs)
@@ -123,15 +128,16 @@ class ScoreFigures(L.Callback):
         self._draw(trainer, pl_module, "test")
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not draws_now(trainer, self.every_n_epochs):
+        writer, result = writer_of(trainer), getattr(pl_module, "results", {}).get(stage)
+        if writer is None or result is None or not draws_now(trainer, self.every_n_epochs):
             return
-        result, names, step = pl_module.results[stage], pl_module.class_names, steps_of(pl_module)
+        names, step = class_names_of(pl_module), steps_of(pl_module)
         figures = {
-            "confusion": confusion_figure(result.matrices.sum(0).numpy(), names),
+            "confusion": confusion_figure(result.matrices.total(), names),
             "iou": iou_figure({stage: result.iou}, names, f"mIoU {result.miou:.4f}"),
         }
         for name, figure in figures.items():
-            writer_of(trainer).add_image(f"{stage}/{name}", as_array(figure, dpi=80), step, dataformats="HWC")
+            writer.add_image(f"{stage}/{name}", as_array(figure, dpi=80), step, dataformats="HWC")
 
 
 def draws_now(trainer: L.Trainer, every_n_epochs: int | None) -> bool:
@@ -139,7 +145,7 @@ def draws_now(trainer: L.Trainer, every_n_epochs: int | None) -> bool:
 
     Args:
         trainer: the trainer.
-        every_n_epochs: 0: never; None: so often that the event file of a long run does not grow without end.
+        every_n_epochs: 0: never; None: about 50 times a run, which bounds the size of the event file.
     """
     if every_n_epochs == 0 or trainer.sanity_checking or writer_of(trainer) is None:
         return False
@@ -152,13 +158,13 @@ def draws_now(trainer: L.Trainer, every_n_epochs: int | None) -> bool:
 
 
 def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
-    """The first process's TensorBoard writer, if the run logs to TensorBoard."""
+    """The TensorBoard writer of rank 0, if the run logs to TensorBoard."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return loggers[0].experiment if loggers and trainer.is_global_zero and not trainer.fast_dev_run else None
+    return loggers[0].experiment if loggers and trainer.is_global_zero and not is_fast_dev_run(trainer) else None
 
 
 def steps_of(pl_module: L.LightningModule) -> int:
-    """The step under which Lightning logs what comes after the training steps seen so far."""
+    """The step under which Lightning logs what follows the training steps so far."""
     return max(int(getattr(pl_module, "trained_steps", pl_module.global_step)) - 1, 0)
 
 
@@ -170,7 +176,7 @@ def covering(shares: np.ndarray, count: int) -> list[int]:
         count: how many to choose.
 
     Returns:
-        At most ``count`` places among the N, ascending.
+        At most ``count`` indices among the N, ascending.
     """
     worth = np.sqrt(shares[:, 1:])  # a second class is worth more than more of the first
     best = np.zeros(worth.shape[1])
@@ -184,8 +190,8 @@ def covering(shares: np.ndarray, count: int) -> list[int]:
 
 
 def settings_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-    """The settings that tell one run from another, flat: names, numbers and words."""
-    data = dict(getattr(trainer.datamodule, "hparams", None) or {})
+    """The settings that distinguish runs, as one flat mapping of numbers and text."""
+    data = dict(getattr(datamodule_of(trainer), "hparams", None) or {})
     chosen: dict[str, Any] = {}
     for role in ("backbone", "decoder", "loss", "optimizer", "schedule"):
         described = pl_module.hparams.get(role) or {}
@@ -213,12 +219,12 @@ def _read(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray, np.ndar
     return read_sample(dataset.samples[index], dataset.pipeline.num_classes)
 
 
-def _photograph_and_truth(trainer: L.Trainer, batch: Any, place: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of VOC's images as they are on disk; of other data what the network was given, made visible again."""
+def _image_and_truth(trainer: L.Trainer, batch: Any, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """As they are on disk; of other data the network's input with its normalisation undone."""
     dataset = _dataset(trainer)
     if dataset is not None:
         return _read(dataset, index)
     images, masks = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
-    image = images[place].float().cpu() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
-    photograph = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return photograph, masks[place].cpu().numpy().astype(np.uint8)
+    image = images[position].float().cpu() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return pixels, masks[position].cpu().numpy().astype(np.uint8)

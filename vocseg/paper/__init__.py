@@ -1,1 +1,4 @@
-"""The reproduced paper: its rows, its evaluation protocol, the records of its runs, and its tables."""
+"""The reproduced paper (UCSD CSE 251B, VOC-2007): its rows, its evaluation protocol, records of runs, and its tables.
+
+Nothing else in vocseg imports this package, except the command line for ``vocseg paper ...``.
+"""

@@ -1,138 +1,93 @@
-"""What stays of a run: a small folder that says how it was made and from which every figure can be derived again.
+"""Records: the small folders, committed in ``experiments/results``, that archive the result of a run.
 
-``record.json`` (how and with what it was trained, and its figures), ``config.yaml`` (all settings; ``config_1.yaml``
-and so on: those of resumptions that changed some), ``metrics.csv`` (the scalars of each epoch), ``matrices.npz`` (the
-count matrix of every image of val and test, at its own size and at 224x224) and ``masks/`` (a few predicted test
-masks).
+A record is a run folder (:class:`vocseg.run_folder.RunFolder`) without its large files: ``record.json`` (commit, seed,
+device and so on), ``config.yaml`` (``config_1.yaml``, ...: of resumptions that changed settings), ``metrics.csv``, and
+for val and test ``<split>.json``, ``<split>.npz`` (the confusion matrix of every image) and
+``<split>_paper_inferred.npz`` (the same under the paper's protocol). ``test_masks/`` has a few predicted masks. Every
+score can be derived from it again.
 """
 
-import json
-import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 import yaml
-from torch import Tensor
 
 import vocseg
-from vocseg.callbacks.metrics_csv import read_lines, write_lines
-from vocseg.callbacks.predictions import save_mask
-from vocseg.callbacks.results import result_record
-from vocseg.checkpoints import saved_configs
 from vocseg.errors import VocsegError
-from vocseg.metrics import Result
-
-SPLITS = ("val", "test")
-
-
-@dataclass
-class Record:
-    """A record as it was read.
-
-    Attributes:
-        folder: where from.
-        facts: what ``record.json`` says.
-        config: all settings of the run.
-        lines: the scalars of each epoch.
-        matrices: of ``val`` and ``test``, int64 [N, C+1, C], at the photographs' own sizes.
-        squashed: the same at 224x224.
-    """
-
-    folder: Path
-    facts: dict[str, Any]
-    config: dict[str, Any]
-    lines: list[dict[str, float]]
-    matrices: dict[str, Tensor]
-    squashed: dict[str, Tensor]
-
-    def masks(self) -> dict[str, Path]:
-        """The predicted test masks that were kept: photograph's name -> file."""
-        return {path.stem: path for path in sorted((self.folder / "masks").glob("*.png"))}
+from vocseg.metrics import ConfusionMatrices, Result
+from vocseg.run_folder import (
+    SPLITS,
+    Line,
+    Run,
+    RunFolder,
+    read_lines,
+    read_run,
+    replacing_folder,
+    write_json,
+    write_lines,
+    write_matrices,
+    write_result,
+    write_text,
+)
 
 
 def write_record(
     folder: Path,
-    run_folder: Path,
+    run_folder: RunFolder,
     results: Mapping[str, Result],
+    resized: Mapping[str, ConfusionMatrices],
     facts: Mapping[str, Any],
-    class_names: list[str],
-    masks: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    masks: Sequence[Path] = (),
 ) -> None:
-    """Writes a run's record; the folder appears only when it is complete.
+    """Writes a record; it appears only when it is complete, and replaces an older one.
 
     Args:
-        folder: where to; an older record there is replaced.
-        run_folder: the fit's, with ``config.yaml`` and ``metrics.csv``.
+        folder: of the record.
+        run_folder: the fit's.
         results: of ``val`` and ``test``.
-        facts: what else ``record.json`` shall say.
+        resized: confusion matrices of ``val`` and ``test`` under the paper's protocol.
+        facts: the content of ``record.json``.
         class_names: one name per class.
-        masks: predicted label maps uint8 [H, W] by photograph's name.
+        masks: predicted test masks to keep.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "masks").mkdir(parents=True)
-    for path in saved_configs(run_folder):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        (part / path.name).write_text(yaml.safe_dump(_without_own_paths(config), sort_keys=False), encoding="utf-8")
-    lines = read_lines(run_folder / "metrics.csv")
-    counts = {"epoch", "step"}
-    rounded = [
-        {name: int(value) if name in counts else float(f"{value:.6g}") for name, value in line.items()}
-        for line in lines
-    ]
-    write_lines(part / "metrics.csv", rounded)
-    arrays = {}
-    for split in SPLITS:
-        arrays[split] = results[split].matrices.numpy().astype(np.int32)
-        arrays[f"{split}_squashed"] = results[split].squashed.numpy().astype(np.int32)
-    np.savez_compressed(part / "matrices.npz", **arrays)
-    for name, mask in masks.items():
-        save_mask(mask, part / "masks" / f"{name}.png")
-    figures = {split: result_record(results[split], class_names) for split in SPLITS}
-    (part / "record.json").write_text(
-        json.dumps({**facts, "class_names": class_names, **figures}, indent=2) + "\n", encoding="utf-8"
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with replacing_folder(folder) as part:
+        record = RunFolder(part)
+        for path in run_folder.configs:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            write_text(part / path.name, yaml.safe_dump(_without_own_paths(config), sort_keys=False))
+        write_lines(record.metrics, [_rounded(line) for line in read_lines(run_folder.metrics)])
+        for split in SPLITS:
+            write_result(record, split, results[split], class_names)
+            write_matrices(record.resized_matrices(split), resized[split])
+        record.test_masks.mkdir()
+        for mask in masks:
+            (record.test_masks / mask.name).write_bytes(mask.read_bytes())
+        write_json(record.facts, facts)
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> Run:
     """Reads a record that :func:`write_record` wrote.
 
     Raises:
-        VocsegError: there is none, or a part is missing or broken.
+        VocsegError: there is none, or a file is missing or broken.
     """
-    try:
-        facts = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        lines = read_lines(folder / "metrics.csv")
-        with np.load(folder / "matrices.npz") as file:
-            arrays = {name: torch.from_numpy(file[name].astype(np.int64)) for name in file.files}
-        record = Record(
-            folder,
-            facts,
-            config,
-            lines,
-            {split: arrays[split] for split in SPLITS},
-            {split: arrays[f"{split}_squashed"] for split in SPLITS},
-        )
-    except FileNotFoundError as error:
-        raise VocsegError(f"The record {folder} is incomplete: {Path(error.filename).name} is missing.") from error
-    except Exception as error:  # numpy and zipfile raise half a dozen kinds for a broken file
-        raise VocsegError(f"The record {folder} cannot be read: {' '.join(str(error).split())}") from error
-    return record
+    record = RunFolder(folder)
+    needed = [record.facts, record.config, record.metrics]
+    needed += [path(split) for split in SPLITS for path in (record.scores, record.matrices, record.resized_matrices)]
+    missing = [path.name for path in needed if not path.is_file()]
+    if missing:
+        raise VocsegError(f"The record {folder} is incomplete: {', '.join(missing)} is missing.")
+    return read_run(record)
 
 
 def provenance(trainer: L.Trainer) -> dict[str, Any]:
-    """What a number must name to be defended: commit, device, precision, versions."""
+    """What a reported number must name: commit, device, precision, versions."""
     return {
         "commit": _commit(),
         "device": _device(trainer),
@@ -168,8 +123,12 @@ def _device(trainer: L.Trainer) -> str:
     return f"{torch.get_num_threads()} CPU threads, {name}"
 
 
+def _rounded(line: Line) -> Line:
+    return {name: int(value) if name in ("epoch", "step") else float(f"{value:.6g}") for name, value in line.items()}
+
+
 def _without_own_paths(value: Any) -> Any:
-    """Absolute paths say nothing to others: only their last part stays."""
+    """Replaces absolute paths, which mean nothing on another machine, by their last part."""
     if isinstance(value, Mapping):
         return {key: _without_own_paths(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The paper's rows: declared in experiments/paper/rows.yaml, run one after the other, each leaving a small record."""
+"""Rows of the paper's tables: declared in experiments/paper/rows.yaml, run one after the other, each to a record."""
 
 import inspect
 import traceback
@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 import vocseg
-from vocseg.callbacks.metrics_csv import read_lines
-from vocseg.checkpoints import LOGS
-from vocseg.data.datasets import collate
 from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import experiments_folder, resolve_config
 from vocseg.lightning_cli import VocsegCLI, run
+from vocseg.paper.protocol import PaperProtocol
 from vocseg.paper.records import provenance, read_record, write_record
+from vocseg.run_folder import RunFolder, read_run
+
+PROTOCOL = f"--trainer.callbacks+={PaperProtocol.__module__}.{PaperProtocol.__qualname__}"
+"""The option that switches the paper's protocol on."""
 
 
 @dataclass
@@ -30,14 +31,15 @@ class Row:
         experiment: the packaged experiment that it varies.
         activation: of every block that has a choice.
         lr: learning rate.
-        weight_decay: Adam's L2.
-        epochs: how long it trains.
-        seed: of every random draw.
-        paper: the paper's accuracy and IoU on val, accuracy and IoU on test; None where unreadable; empty: no such row.
-        choice: what was chosen where the paper cannot be read, or where the row is ours.
+        weight_decay: Adam's L2 coefficient.
+        epochs: number of epochs to train.
+        seed: of all random draws.
+        paper: the paper's accuracy and IoU on val, accuracy and IoU on test; None where unreadable; empty if the paper
+            has no such row.
+        choice: what was chosen where the paper is unreadable, or why the row exists where it is not the paper's.
         options: further options of ``vocseg fit``.
-        figure: number of the paper's loss curves of this system, where its table does not tell.
-        needs: what it wants beyond VOC2007 and a CPU; such a row runs only when it is named.
+        figure: number of the paper's loss curves of this system, where its table does not have one number.
+        needs: what it requires beyond VOC2007 and a CPU; such a row runs only when it is named.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Row:
     needs: str = ""
 
     def fit_options(self) -> list[str]:
-        """The words after ``vocseg fit`` that make this row."""
+        """The words after ``vocseg fit`` that run this row."""
         settings = {**self.options, "model.decoder.activation": self.activation}
         if self._backbone_has_activation():
             settings["model.backbone.activation"] = self.activation
@@ -66,7 +68,7 @@ class Row:
             "trainer.max_epochs": self.epochs,
         }
         flags = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
-        return ["--config", self.experiment, "--name", self.name, *flags]
+        return ["--config", self.experiment, "--name", self.name, *flags, PROTOCOL]
 
     def _backbone_has_activation(self) -> bool:
         config = yaml.safe_load(Path(resolve_config(self.experiment)).read_text(encoding="utf-8"))
@@ -82,8 +84,8 @@ class Declared:
     Attributes:
         rows: by name, in the tables' order.
         tables: ``title`` and, where all its rows share one, ``figure`` of each table by its number.
-        shown: places in the test list whose masks are kept.
-        claims: what the paper says -> pairs of rows that bear on it.
+        shown: indices in the test list whose masks are kept.
+        claims: a claim of the paper -> pairs of rows that test it.
     """
 
     rows: dict[str, Row]
@@ -103,13 +105,13 @@ def declared(path: Path | None = None) -> Declared:
 def run_rows(names: Sequence[str], options: Sequence[str], results: Path) -> list[str]:
     """Trains, validates and tests rows one after the other.
 
-    A row that has its record is not run again; one that was interrupted goes on from its last checkpoint; one that
-    fails does not stop the others.
+    A row with a record is not run again; an interrupted one resumes from its last checkpoint; a failing one does not
+    stop the others.
 
     Args:
-        names: of rows; none: every row that needs nothing special.
-        options: of ``vocseg fit``, for all rows; they win over the rows' own.
-        results: where the records go, a folder for each row.
+        names: of rows; empty: every row that needs nothing special.
+        options: of ``vocseg fit``, for all rows; they override the rows' own.
+        results: folder of the records, one folder per row.
 
     Returns:
         The names of the rows that failed.
@@ -127,7 +129,7 @@ def run_rows(names: Sequence[str], options: Sequence[str], results: Path) -> lis
         folder = results / row.name
         print(f"\n[{number} of {len(chosen)}] {row.name}", flush=True)
         if _finished(folder):
-            print(f"{folder} has its record: not run again (delete it to do so).")
+            print(f"{folder} has a record: not run again (delete it to do so).")
             continue
         try:
             _run_row(row, list(options), folder, known.shown)
@@ -135,7 +137,7 @@ def run_rows(names: Sequence[str], options: Sequence[str], results: Path) -> lis
         except VocsegError as error:
             failed.append(row.name)
             print(f"{row.name} failed: {error}")
-        except Exception:  # whatever goes wrong in one row, the others shall run
+        except Exception:  # whatever goes wrong in one row, the others must run
             failed.append(row.name)
             traceback.print_exc()
     return failed
@@ -147,51 +149,51 @@ def _finished(folder: Path) -> bool:
     try:
         read_record(folder)
     except VocsegError as error:
-        print(f"{error} Run anew.")
+        print(f"{error} Run again.")
         return False
     return True
 
 
 def _run_row(row: Row, options: list[str], folder: Path, shown: Sequence[int]) -> None:
-    logs = Path(_value(options, "--trainer.default_root_dir") or ".") / LOGS / row.name
-    interrupted = sorted(logs.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    resume = ["--ckpt_path", str(interrupted[-1])] if interrupted else []
-    if resume:
-        print(f"Going on from {interrupted[-1]}")
-    fit = run(["fit", *row.fit_options(), *options, *resume])
-    run_folder = Path(fit.trainer.loggers[0].log_dir)
-    best = ["--ckpt_path", str(run_folder / "checkpoints" / "best.ckpt"), *_for_scoring(options)]
-    validated = run(["validate", *best])
-    tested = run(["test", *best])
-    lines = read_lines(run_folder / "metrics.csv")
-    scored = [line for line in lines if "val/miou" in line]
+    fit = run(["fit", *row.fit_options(), *options, "--ckpt_path", "auto"])
+    run_folder = RunFolder(Path(fit.trainer.log_dir or "."))
+    scoring = ["--ckpt_path", str(run_folder.best), PROTOCOL, *_for_scoring(options)]
+    validated, tested = run(["validate", *scoring]), run(["test", *scoring])
+    trained = read_run(run_folder)
     facts = {
         "row": row.name,
         "experiment": row.experiment,
         "seed": fit.config["fit"]["seed_everything"],
-        "epochs": len(lines),
-        "best_epoch": int(max(scored, key=lambda line: line["val/miou"])["epoch"]),
-        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
+        "epochs": len(trained.lines),
+        "best_epoch": trained.best_epoch,
+        "minutes": round(sum(line["seconds"] for line in trained.lines) / 60, 1),
         **provenance(fit.trainer),
     }
-    results = {"val": validated.model.results["val"], "test": tested.model.results["test"]}
-    write_record(folder, run_folder, results, facts, fit.model.class_names, _masks(tested, shown))
+    write_record(
+        folder,
+        run_folder,
+        {"val": validated.model.results["val"], "test": tested.model.results["test"]},
+        {"val": _protocol(validated).matrices["val"], "test": _protocol(tested).matrices["test"]},
+        facts,
+        fit.model.class_names,
+        _masks(run_folder, tested, shown),
+    )
 
 
-def _masks(tested: VocsegCLI, shown: Sequence[int]) -> dict[str, Any]:
-    """The predicted label maps of some test images, uint8 [H, W], by photograph's name."""
-    dataset = tested.datamodule.datasets["test"]
-    places = sorted({place % len(dataset) for place in shown})  # a tree of one's own may be smaller
-    batch = collate([dataset[place] for place in places])
-    batch = {**batch, "original_size": [mask.shape for mask in batch["original_mask"]]}
-    batch["image"] = batch["image"].to(tested.model.device)
-    with torch.no_grad():
-        maps = tested.model.eval().predict_step(batch, 0)
-    return {dataset.samples[place].image.stem: labels.cpu().numpy() for place, labels in zip(places, maps, strict=True)}
+def _protocol(scored: VocsegCLI) -> PaperProtocol:
+    callbacks = scored.config_init[scored.subcommand]["trainer"]["callbacks"]
+    return next(callback for callback in callbacks if isinstance(callback, PaperProtocol))
+
+
+def _masks(run_folder: RunFolder, tested: VocsegCLI, shown: Sequence[int]) -> list[Path]:
+    """The files of the predicted test masks to keep."""
+    samples = tested.datamodule.datasets["test"].samples
+    indices = sorted({index % len(samples) for index in shown})  # another tree may be smaller
+    return [run_folder.test_masks / f"{samples[index].image.stem}.png" for index in indices]
 
 
 def _for_scoring(options: Sequence[str]) -> list[str]:
-    """Those options that say where and how to run; the rest is in the checkpoint."""
+    """The options that say where and how to run; all others are in the checkpoint."""
     kept, keep = [], False
     for word in options:
         if word.startswith("--"):
@@ -199,10 +201,6 @@ def _for_scoring(options: Sequence[str]) -> list[str]:
         if keep:
             kept.append(word)
     return kept
-
-
-def _value(options: Sequence[str], name: str) -> str | None:
-    return next((options[place + 1] for place, word in enumerate(options[:-1]) if word == name), None)
 
 
 def _word(value: Any) -> str:

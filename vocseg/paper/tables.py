@@ -1,22 +1,22 @@
-"""Records -> the paper's tables with ours beside them, loss curves and masks."""
+"""The paper's tables with our scores beside them, loss curves and masks, all from the records."""
 
 import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import Tensor
 
 from vocseg.data.files import find_tree, read_image, read_mask
 from vocseg.errors import VocsegError
-from vocseg.metrics import all_background, bootstrap_interval, paper_inferred, scores_of
-from vocseg.paper.records import SPLITS, Record, read_record
+from vocseg.metrics import ConfusionMatrices, bootstrap_interval, scores_of
+from vocseg.paper.protocol import paper_inferred
+from vocseg.paper.records import read_record
 from vocseg.paper.rows import Declared, Row, declared
 from vocseg.plots import coloured, legend_of, losses_figure, panels, save_png
+from vocseg.run_folder import SPLITS, Run, write_text
 
-BEGIN, END = "<!-- tables: written by `vocseg tables` -->", "<!-- end of tables -->"
+BEGIN, END = "<!-- tables: written by `vocseg paper tables` -->", "<!-- end of tables -->"
 
 
 @dataclass
@@ -40,9 +40,9 @@ class Line:
 
     name: str
     settings: tuple[str, str, str] = ("", "", "")
-    paper: Scores = None
-    inferred: Scores = None
-    record: Scores = None
+    paper: Scores = field(default_factory=Scores)
+    inferred: Scores = field(default_factory=Scores)
+    record: Scores = field(default_factory=Scores)
     interval: tuple[float, float] | None = None
     epochs: str = ""
     best_epoch: str = ""
@@ -56,12 +56,12 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
 
     Args:
         results: folder with a record for each row.
-        folder: where to.
-        root: of the VOC tree, whose photographs and masks the mask figures show; None: these are not drawn.
+        folder: folder to write.
+        root: of the VOC tree, whose images and masks the mask figures show; None: these figures are not drawn.
         year: of the tree.
 
     Returns:
-        What could not be reported, a line each.
+        What could not be reported, one line each.
 
     Raises:
         VocsegError: there are no records, or no VOC tree below ``root``.
@@ -70,35 +70,36 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
     records, problems = read_records(known, results)
     if not records:
         reasons = "".join(f"\n{problem}" for problem in problems)
-        raise VocsegError(f"There are no records of rows in {results}. vocseg rows makes them.{reasons}")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise VocsegError(f"There are no records of rows in {results}. vocseg paper rows writes them.{reasons}")
     tables = {number: table_lines(known, records, number) for number in known.tables}
     text = "\n".join(markdown(f"Table {number}: {known.tables[number]['title']}", tables[number]) for number in tables)
     compared = compare(known, records)
     heading = "### Claims\n\nRow minus other row, and the difference's 95 % interval over the choice of images."
     text = f"{text}\n{heading}\n\n{_rows(compared)}\n"
-    (folder / "tables.md").write_text(text, encoding="utf-8")
-    (folder / "claims.csv").write_text(_csv(compared), encoding="utf-8")
+    write_text(folder / "tables.md", text)
+    write_text(folder / "claims.csv", _csv(compared))
     for number, lines in tables.items():
-        (folder / f"table_{number}.csv").write_text(as_csv(lines), encoding="utf-8")
+        write_text(folder / f"table_{number}.csv", as_csv(lines))
     document = results.parent / "RESULTS.md"
     if document.is_file() and BEGIN in document.read_text(encoding="utf-8"):
         before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
-        document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+        write_text(document, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
     for number, row in best_rows(known, records).items():
         record = records[row.name]
-        figure = losses_figure(record.lines, row.name, record.facts["best_epoch"])
+        figure = losses_figure(record.lines, row.name, record.best_epoch)
         save_png(figure, folder / f"figure_{number:02}_loss.png")
-        if root is not None and record.masks():
+        if root is not None and any(record.folder.test_masks.glob("*.png")):
             draw_masks(record, row.name, _tree(root, year), folder / f"figure_{number + 1:02}_masks.png")
     return problems
 
 
-def read_records(known: Declared, results: Path) -> tuple[dict[str, Record], list[str]]:
-    """The declared rows' records that can be read, and what is wrong with the others.
+def read_records(known: Declared, results: Path) -> tuple[dict[str, Run], list[str]]:
+    """Reads the declared rows' records.
 
-    Records of other classes than most of them have are left out.
+    Returns:
+        Those that can be read, and what is wrong with the others. A record whose classes differ from those of most
+        others is left out.
     """
     records, problems = {}, []
     for name in known.rows:
@@ -108,25 +109,25 @@ def read_records(known: Declared, results: Path) -> tuple[dict[str, Record], lis
             except VocsegError as error:
                 problems.append(str(error))
     if records:
-        classes = Counter(tuple(record.facts["class_names"]) for record in records.values()).most_common(1)[0][0]
+        classes = Counter(tuple(record.class_names) for record in records.values()).most_common(1)[0][0]
         for name, record in list(records.items()):
-            if tuple(record.facts["class_names"]) != classes:
+            if tuple(record.class_names) != classes:
                 del records[name]
                 problems.append(
                     f"The record {results / name} is of other classes than the rest "
-                    f"({len(record.facts['class_names'])} instead of {len(classes)}): left out."
+                    f"({len(record.class_names)} instead of {len(classes)}): left out."
                 )
     return records, problems
 
 
-def table_lines(known: Declared, records: dict[str, Record], number: int) -> list[Line]:
+def table_lines(known: Declared, records: dict[str, Run], number: int) -> list[Line]:
     """The lines of one table: the all-background row, then the declared ones."""
     first = next(iter(records.values()))
     lines = [
         Line(
             "all background",
-            inferred=_scores({split: paper_inferred(all_background(first.squashed[split])) for split in SPLITS}),
-            record=_scores({split: scores_of(all_background(first.matrices[split]).sum(0)) for split in SPLITS}),
+            inferred=_scores({split: paper_inferred(_resized(first, split).all_background()) for split in SPLITS}),
+            record=_scores({split: scores_of(_matrices(first, split).all_background().total()) for split in SPLITS}),
         )
     ]
     for row in known.rows.values():
@@ -135,22 +136,22 @@ def table_lines(known: Declared, records: dict[str, Record], number: int) -> lis
     return lines
 
 
-def _line(row: Row, record: Record | None) -> Line:
+def _line(row: Row, record: Run | None) -> Line:
     paper = Scores(*row.paper) if row.paper else Scores()
     settings = (row.activation, f"{row.lr:g}", f"{row.weight_decay:g}")
     if record is None:
         needs = f": needs {row.needs}" if row.needs else ""
         return Line(row.name, settings, paper, Scores(), Scores(), epochs=f"not run{needs}", note=row.choice)
-    model = record.config["model"]
+    model = record.configs[0]["model"]
     optimizer = model["optimizer"]["init_args"]
     activation = model["decoder"]["init_args"].get("activation", row.activation)
     return Line(
         row.name,
         (activation, f"{optimizer['lr']:g}", f"{optimizer['weight_decay']:g}"),
         paper,
-        _scores({split: paper_inferred(record.squashed[split]) for split in SPLITS}),
-        _scores({split: scores_of(record.matrices[split].sum(0)) for split in SPLITS}),
-        bootstrap_interval(record.matrices["test"]),
+        _scores({split: paper_inferred(_resized(record, split)) for split in SPLITS}),
+        _scores({split: scores_of(_matrices(record, split).total()) for split in SPLITS}),
+        bootstrap_interval(_matrices(record, "test")),
         str(record.facts["epochs"]),
         str(record.facts["best_epoch"]),
         str(record.facts["minutes"]),
@@ -168,8 +169,8 @@ def _scores(of_splits: dict[str, dict[str, float]]) -> Scores:
     )
 
 
-def compare(known: Declared, records: dict[str, Record]) -> list[list[str]]:
-    """The differences between the rows that the paper's claims name, a heading first."""
+def compare(known: Declared, records: dict[str, Run]) -> list[list[str]]:
+    """The differences between the rows that test the paper's claims, a heading first."""
     head = ["claim", "row", "other row", "val mIoU", "95 %", "val accuracy", "test mIoU", "95 %", "test accuracy"]
     lines = [head]
     for claim, pairs in known.claims.items():
@@ -179,9 +180,9 @@ def compare(known: Declared, records: dict[str, Record]) -> list[list[str]]:
                 continue
             differences: list[str] = []
             for split in SPLITS:
-                ours, theirs = records[row].matrices[split], records[other].matrices[split]
-                a, b = scores_of(ours.sum(0)), scores_of(theirs.sum(0))
-                low, high = bootstrap_interval(ours, than=theirs)
+                ours, theirs = (_matrices(records[name], split) for name in (row, other))
+                a, b = scores_of(ours.total()), scores_of(theirs.total())
+                low, high = bootstrap_interval(ours, minus=theirs)
                 differences += [f"{a['miou'] - b['miou']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
                 differences.append(f"{a['pixel_accuracy'] - b['pixel_accuracy']:+.4f}")
             lines.append([claim, row, other, *differences])
@@ -196,9 +197,8 @@ def markdown(title: str, lines: Sequence[Line]) -> str:
     ]
     rows = [head]
     for line in lines:
-        paper, inferred, record = (scores or Scores() for scores in (line.paper, line.inferred, line.record))
         interval = f"{line.interval[0]:.4f} to {line.interval[1]:.4f}" if line.interval else ""
-        pairs = [scores.cell(split) for scores in (paper, inferred, record) for split in SPLITS]
+        pairs = [scores.cell(split) for scores in (line.paper, line.inferred, line.record) for split in SPLITS]
         rows.append([line.name, *line.settings, *pairs, interval, line.epochs, line.best_epoch, line.minutes])
     devices = sorted({line.device for line in lines if line.device})
     notes = [f"- {line.name}: {line.note}" for line in lines if line.note]
@@ -216,7 +216,7 @@ def as_csv(lines: Sequence[Line]) -> str:
         + ["test_iou_low", "test_iou_high", "epochs", "best_epoch", "minutes", "device", "note"]
     ]
     for line in lines:
-        scores = [kind or Scores() for kind in (line.paper, line.inferred, line.record)]
+        scores = (line.paper, line.inferred, line.record)
         interval = [f"{end:.4f}" for end in line.interval] if line.interval else ["", ""]
         figures = [_text(getattr(kind, name), missing="") for kind in scores for name in splits]
         ends = [line.epochs, line.best_epoch, line.minutes, line.device, line.note]
@@ -224,7 +224,7 @@ def as_csv(lines: Sequence[Line]) -> str:
     return _csv(rows)
 
 
-def best_rows(known: Declared, records: dict[str, Record]) -> dict[int, Row]:
+def best_rows(known: Declared, records: dict[str, Run]) -> dict[int, Row]:
     """The row with the best val mIoU among those of each of the paper's figures, by the figure's number."""
     best: dict[int, Row] = {}
     for name, record in records.items():
@@ -235,28 +235,41 @@ def best_rows(known: Declared, records: dict[str, Record]) -> dict[int, Row]:
     return dict(sorted(best.items()))
 
 
-def _miou(record: Record) -> float:
-    return scores_of(record.matrices["val"].sum(0))["miou"]
+def _miou(record: Run) -> float:
+    return scores_of(_matrices(record, "val").total())["miou"]
 
 
-def draw_masks(record: Record, title: str, tree: Path, path: Path) -> None:
-    """Draws photograph, truth and prediction of the test images whose masks were kept."""
+def _matrices(record: Run, split: str) -> ConfusionMatrices:
+    matrices = record.scores[split].matrices
+    assert matrices is not None, "read_record() checks that they are there"
+    return matrices
+
+
+def _resized(record: Run, split: str) -> ConfusionMatrices:
+    matrices = record.scores[split].resized
+    assert matrices is not None, "read_record() checks that they are there"
+    return matrices
+
+
+def draw_masks(record: Run, title: str, tree: Path, path: Path) -> None:
+    """Draws image, truth and prediction of the test images whose masks were kept."""
     rows, labels = [], []
-    for name, file in record.masks().items():
-        photograph = next(iter(sorted((tree / "JPEGImages").glob(f"{name}.*"))), None)
-        if photograph is None:
-            raise VocsegError(f"The record {record.folder} shows {name}, which {tree} does not have.")
+    for file in sorted(record.folder.test_masks.glob("*.png")):
+        name = file.stem
+        image = next(iter(sorted((tree / "JPEGImages").glob(f"{name}.*"))), None)
+        if image is None:
+            raise VocsegError(f"The record {record.folder.path} shows {name}, which {tree} does not have.")
         truth, prediction = read_mask(tree / "SegmentationClass" / f"{name}.png"), read_mask(file)
         labels += [truth, prediction]
-        rows.append((read_image(photograph), coloured(truth), coloured(prediction)))
-    legend = legend_of(labels, record.facts["class_names"])
-    save_png(panels(rows, ("photograph", "truth", title), legend, width=200), path)
+        rows.append((read_image(image), coloured(truth), coloured(prediction)))
+    legend = legend_of(labels, record.class_names)
+    save_png(panels(rows, ("image", "truth", title), legend, width=200), path)
 
 
 def _tree(root: str, year: str) -> Path:
     tree = find_tree(Path(root).expanduser(), year)
     if tree is None:
-        raise VocsegError(f"There is no VOC{year} tree below {root}: the mask figures need its photographs.")
+        raise VocsegError(f"There is no VOC{year} tree below {root}: the mask figures need its images.")
     return tree
 
 
@@ -272,5 +285,5 @@ def _csv(rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _text(value: float | Tensor | None, missing: str = "?") -> str:
+def _text(value: float | None, missing: str = "?") -> str:
     return missing if value is None else f"{value:.4f}"

@@ -1,0 +1,326 @@
+"""The folder of a run: the names of its files, reading them, and writing them atomically.
+
+``lightning_logs/<name>/version_N`` holds what a run leaves on disk. The committed records in ``experiments/results``
+are run folders as well, reduced to their small files.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from vocseg.data.labels import VOC_PALETTE
+from vocseg.errors import VocsegError, nearest
+from vocseg.metrics import ConfusionMatrices, Result
+
+LOGS = "lightning_logs"
+SPLITS = ("val", "test")
+Line = dict[str, float]
+"""The scalars of one epoch, by name."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run's files.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """``<name>/version_N``, or the folder's own name where it is no version."""
+        return f"{self.path.parent.name}/{self.path.name}" if self.path.name.startswith("version_") else self.path.name
+
+    @property
+    def config(self) -> Path:
+        """All settings of the fit."""
+        return self.path / "config.yaml"
+
+    @property
+    def configs(self) -> list[Path]:
+        """:attr:`config` and, in their order, those of resumptions that changed a setting (``config_1.yaml``, ...)."""
+        later = sorted(self.path.glob("config_*.yaml"), key=lambda path: (len(path.name), path.name))
+        return [self.config, *later] if self.config.is_file() else later
+
+    @property
+    def metrics(self) -> Path:
+        """The scalars of each epoch, as CSV."""
+        return self.path / "metrics.csv"
+
+    @property
+    def facts(self) -> Path:
+        """How a committed record was made: commit, seed, device and so on, as JSON."""
+        return self.path / "record.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of ``best.ckpt`` and ``last.ckpt``."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last epoch."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def test_masks(self) -> Path:
+        """The folder of the predicted test masks."""
+        return self.path / "test_masks"
+
+    @property
+    def predictions(self) -> Path:
+        """The folder that ``predict`` writes."""
+        return self.path / "predictions"
+
+    @property
+    def report(self) -> Path:
+        """The folder that ``report`` writes."""
+        return self.path / "report"
+
+    def scores(self, split: str) -> Path:
+        """The scores of a split, as JSON."""
+        return self.path / f"{split}.json"
+
+    def matrices(self, split: str) -> Path:
+        """The confusion matrix of each image of a split (:class:`vocseg.metrics.ConfusionMatrices`)."""
+        return self.path / f"{split}.npz"
+
+    def resized_matrices(self, split: str) -> Path:
+        """The same under the paper's protocol (see ``vocseg.paper``), in committed records only."""
+        return self.path / f"{split}_paper_inferred.npz"
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: str | Path) -> "RunFolder | None":
+        """The run that a checkpoint belongs to, if it lies in the ``checkpoints`` folder of one."""
+        folder = Path(checkpoint).absolute().parent
+        return cls(folder.parent) if folder.name == "checkpoints" else None
+
+    @classmethod
+    def find(cls, given: str, logs: Path = Path(LOGS)) -> "RunFolder":
+        """A run by its folder, the folder of its versions (the newest counts), or its name in ``logs``.
+
+        Raises:
+            VocsegError: there is no such run, with the nearest name.
+        """
+        for folder in (Path(given), logs / given):
+            if any((folder / name).is_file() for name in ("config.yaml", "metrics.csv")):
+                return cls(folder)
+            versions = [path.parent for path in folder.glob("version_*/config.yaml")]
+            if versions:
+                return cls(max(versions, key=lambda path: int(path.name.removeprefix("version_"))))
+        names = [path.name for path in logs.glob("*") if path.is_dir()]
+        raise VocsegError(f"There is no run {given}: no folder with config.yaml or metrics.csv.{nearest(given, names)}")
+
+
+@dataclass
+class SplitScores:
+    """What a run's folder says of one split.
+
+    Attributes:
+        summary: the figures of ``<split>.json``: ``miou``, ``iou`` by class name, ``images`` and so on.
+        matrices: of each image; None in records older than these files.
+        resized: the same under the paper's protocol, if it was kept.
+    """
+
+    summary: dict[str, Any]
+    matrices: ConfusionMatrices | None = None
+    resized: ConfusionMatrices | None = None
+
+
+@dataclass
+class Run:
+    """What a run left on disk.
+
+    Attributes:
+        folder: where it was read.
+        configs: all settings, and those of each resumption that changed some; empty where they are gone.
+        lines: the scalars of each epoch; empty where none was finished.
+        facts: of a committed record; else empty.
+        scores: by split, those that were scored and kept.
+    """
+
+    folder: RunFolder
+    configs: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, SplitScores] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """See :attr:`RunFolder.name`."""
+        return self.folder.name
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes that it was scored on."""
+        return next((list(split.summary["iou"]) for split in self.scores.values()), [])
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch with the highest ``val/miou``, counted from 0."""
+        scored = [line for line in self.lines if "val/miou" in line]
+        return int(max(scored, key=lambda line: line["val/miou"])["epoch"]) if scored else None
+
+
+def read_run(folder: RunFolder) -> Run:
+    """Reads the files that there are.
+
+    Raises:
+        VocsegError: the folder is not there, or a file is broken.
+    """
+    if not folder.path.is_dir():
+        raise VocsegError(f"There is no run {folder.path}.")
+    run = Run(folder)
+    try:
+        run.configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.configs]
+        if folder.metrics.is_file():
+            run.lines = read_lines(folder.metrics)
+        if folder.facts.is_file():
+            run.facts = json.loads(folder.facts.read_text(encoding="utf-8"))
+        for split in SPLITS:
+            if folder.scores(split).is_file():
+                run.scores[split] = SplitScores(
+                    json.loads(folder.scores(split).read_text(encoding="utf-8")),
+                    _read_matrices(folder.matrices(split)),
+                    _read_matrices(folder.resized_matrices(split)),
+                )
+    except Exception as error:  # numpy, zipfile, json and yaml raise half a dozen kinds
+        raise VocsegError(f"The run {folder.path} cannot be read: {' '.join(str(error).split())}") from error
+    return run
+
+
+def result_summary(result: Result, class_names: Sequence[str]) -> dict[str, Any]:
+    """A result as plain numbers, None where one is undefined."""
+    return {
+        "images": len(result.matrices),
+        "loss": _number(result.loss),
+        "miou": _number(result.miou),
+        "pixel_accuracy": _number(result.pixel_accuracy),
+        "mean_accuracy": _number(result.mean_accuracy),
+        "iou": {name: _number(iou) for name, iou in zip(class_names, result.iou, strict=True)},
+        "all_background": {name: _number(value) for name, value in result.all_background().items()},
+    }
+
+
+def write_result(
+    folder: RunFolder, split: str, result: Result, class_names: Sequence[str], more: Mapping[str, Any] | None = None
+) -> None:
+    """Writes ``<split>.json`` and ``<split>.npz``.
+
+    Args:
+        folder: of the run.
+        split: ``val`` or ``test``.
+        result: its scores.
+        class_names: one name per class.
+        more: further entries of the JSON file.
+    """
+    write_matrices(folder.matrices(split), result.matrices)
+    write_json(folder.scores(split), {**result_summary(result, class_names), **(more or {})})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_matrices(path: Path, matrices: ConfusionMatrices) -> None:
+    """Writes a ``.npz`` file atomically."""
+    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **matrices.to_arrays()))
+
+
+def write_mask(path: Path, labels: np.ndarray) -> None:
+    """Writes labels uint8 [H, W] as a PNG with VOC's palette, atomically; its values are the labels."""
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette(VOC_PALETTE.ravel().tolist())
+    write_atomically(path, lambda file: image.save(file, format="PNG"))
+
+
+def write_lines(path: Path, lines: Sequence[Line]) -> None:
+    """Writes the scalars of each epoch as CSV, atomically."""
+    text = io.StringIO()
+    first = ("epoch", "step", "seconds")
+    names = sorted({name for line in lines for name in line} - set(first))
+    writer = csv.DictWriter(text, [*first, *names], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Reads what :func:`write_lines` wrote; an empty cell is a scalar that the epoch does not have."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in line.items() if value} for line in csv.DictReader(file)]
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, durable: bool = False) -> None:
+    """Writes a file beside ``path`` and moves it into place when it is complete.
+
+    Neither a kill nor a full disk leaves an incomplete file under the name, and the previous file stays until then.
+
+    Args:
+        path: of the file; its folder is created.
+        write: writes the content into the open file.
+        durable: wait until the disk has it, so that the same holds for a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill, which then takes the place of ``folder``; the one before it stays until then."""
+    part, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_matrices(path: Path) -> ConfusionMatrices | None:
+    if not path.is_file():
+        return None
+    with np.load(path) as file:
+        if "matrices" in file.files:  # vocseg 0.1.0 wrote dense arrays
+            return ConfusionMatrices.from_dense(file["matrices"])
+        return ConfusionMatrices.from_arrays(file)
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value
