@@ -42,7 +42,8 @@ class RunFolder:
     @property
     def name(self) -> str:
         """``<name>/version_N``, or the folder's own name where it is no version."""
-        return f"{self.path.parent.name}/{self.path.name}" if self.path.name.startswith("version_") else self.path.name
+        path = self.path.absolute()
+        return f"{path.parent.name}/{path.name}" if path.name.startswith("version_") else path.name
 
     @property
     def config(self) -> Path:
@@ -123,9 +124,11 @@ class RunFolder:
         for folder in (Path(given), logs / given):
             if any((folder / name).is_file() for name in ("config.yaml", "metrics.csv")):
                 return cls(folder)
-            versions = [path.parent for path in folder.glob("version_*/config.yaml")]
-            if versions:
-                return cls(max(versions, key=lambda path: int(path.name.removeprefix("version_"))))
+            files = [*folder.glob("version_*/config.yaml"), *folder.glob("version_*/metrics.csv")]
+            numbers = [file.parent.name.removeprefix("version_") for file in files]
+            newest = max((int(number) for number in numbers if number.isdecimal()), default=None)
+            if newest is not None:
+                return cls(folder / f"version_{newest}")
         names = [path.name for path in logs.glob("*") if path.is_dir()]
         raise VocsegError(f"There is no run {given}: no folder with config.yaml or metrics.csv.{nearest(given, names)}")
 
@@ -193,15 +196,13 @@ def read_run(folder: RunFolder) -> Run:
         run.configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.configs]
         if folder.metrics.is_file():
             run.lines = read_lines(folder.metrics)
+            if not all("epoch" in line for line in run.lines):
+                raise ValueError(f"{folder.metrics.name} has a line without an epoch")
         if folder.facts.is_file():
             run.facts = json.loads(folder.facts.read_text(encoding="utf-8"))
         for split in SPLITS:
             if folder.scores(split).is_file():
-                run.scores[split] = SplitScores(
-                    json.loads(folder.scores(split).read_text(encoding="utf-8")),
-                    _read_matrices(folder.matrices(split)),
-                    _read_matrices(folder.resized_matrices(split)),
-                )
+                run.scores[split] = _read_scores(folder, split)
     except Exception as error:  # numpy, zipfile, json and yaml raise half a dozen kinds
         raise VocsegError(f"The run {folder.path} cannot be read: {' '.join(str(error).split())}") from error
     return run
@@ -301,16 +302,40 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, durable: b
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder to fill, which then takes the place of ``folder``; the one before it stays until then."""
+    """Yields an empty folder to fill, which then takes the place of ``folder``; the previous one stays until then.
+
+    After an error the previous folder is unchanged. After a kill between the two moves the next call restores it.
+    """
     part, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
+    _restore(folder, old)
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(parents=True)
-    yield part
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
+    try:
+        yield part
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        _restore(folder, old)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(folder: Path, old: Path) -> None:
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+
+
+def _read_scores(folder: RunFolder, split: str) -> SplitScores:
+    summary = json.loads(folder.scores(split).read_text(encoding="utf-8"))
+    if not isinstance(summary, dict) or not isinstance(summary.get("iou"), dict):
+        raise ValueError(f"{folder.scores(split).name} has no IoU by class")
+    matrices = [_read_matrices(path(split)) for path in (folder.matrices, folder.resized_matrices)]
+    if any(some is not None and some.num_classes != len(summary["iou"]) for some in matrices):
+        raise ValueError(f"{folder.scores(split).name} and {folder.matrices(split).name} have different classes")
+    return SplitScores(summary, *matrices)
 
 
 def _read_matrices(path: Path) -> ConfusionMatrices | None:
