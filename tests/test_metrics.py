@@ -1,46 +1,101 @@
+"""The evaluation metric against counts by hand, torchmetrics' own classes and dense implementations."""
+
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
 from vocseg.metrics import (
-    Evaluation,
-    all_background,
+    ConfusionMatrices,
+    SegmentationMetric,
     bootstrap_interval,
     confusion_matrix,
-    paper_inferred,
+    iou_of,
     scores_of,
 )
 
 
 def by_hand(predictions, targets, classes):
-    """mIoU, pixel accuracy and IoU per class, counted pixel by pixel with NumPy alone."""
+    """mIoU, pixel accuracy, mean class accuracy and IoU per class, counted pixel by pixel with NumPy alone."""
     counts = np.zeros((classes, classes), dtype=np.int64)
     for prediction, target in zip(predictions, targets, strict=True):
         for p, t in zip(prediction.ravel().tolist(), target.ravel().tolist(), strict=True):
             if t != 255:
                 counts[t, p] += 1
-    ious = []
+    ious, recalls = [], []
     for label in range(classes):
         union = counts[label].sum() + counts[:, label].sum() - counts[label, label]
         ious.append(counts[label, label] / union if union else math.nan)
+        if counts[label].sum():
+            recalls.append(counts[label, label] / counts[label].sum())
     present = [iou for iou in ious if not math.isnan(iou)]
     miou = sum(present) / len(present) if present else math.nan
     accuracy = np.trace(counts) / counts.sum() if counts.sum() else math.nan
-    return miou, accuracy, ious
+    return miou, accuracy, sum(recalls) / len(recalls) if recalls else math.nan, ious
+
+
+def metric_of(predictions, targets, classes):
+    """A metric that was updated with one image at a time."""
+    metric = SegmentationMetric(classes)
+    for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        metric.update([torch.from_numpy(prediction)], [torch.from_numpy(target)], [index])
+    return metric
 
 
 def evaluate(predictions, targets, classes):
-    evaluation = Evaluation(classes)
-    for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        evaluation.update_image(torch.from_numpy(prediction), torch.from_numpy(target), index)
-    return evaluation.compute()
+    return metric_of(predictions, targets, classes).compute()
+
+
+def torchmetrics_scores(predictions, targets, classes):
+    """The scores of torchmetrics' ordinary classes, updated with pixels."""
+    common = {"num_classes": classes, "ignore_index": 255}
+    metrics = {
+        "miou": MulticlassJaccardIndex(average="macro", **common),
+        "iou": MulticlassJaccardIndex(average="none", zero_division=math.nan, **common),
+        "pixel_accuracy": MulticlassAccuracy(average="micro", **common),
+        "mean_accuracy": MulticlassAccuracy(average="macro", **common),
+    }
+    for prediction, target in zip(predictions, targets, strict=True):
+        for metric in metrics.values():
+            metric.update(torch.from_numpy(prediction)[None].long(), torch.from_numpy(target)[None].long())
+    return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def random_images(seed, number, classes, labels, void=True):
+    """Label maps of different sizes; targets with only ``labels`` and, perhaps, void, of which two thirds are found."""
+    rng = np.random.default_rng(seed)
+    predictions, targets = [], []
+    for _ in range(number):
+        size = tuple(rng.integers(1, 30, 2))
+        target = rng.choice([*labels, 255] if void else labels, size)
+        guess = rng.integers(0, classes, size)
+        predictions.append(np.where((rng.random(size) < 2 / 3) & (target != 255), target, guess))
+        targets.append(target)
+    return predictions, targets, classes
+
+
+def random_matrices(seed=0, number=30, classes=4):
+    """Dense matrices, int64 [N, C+1, C], of which most cells are zero, and the same as ConfusionMatrices."""
+    rng = np.random.default_rng(seed)
+    shape = (number, classes + 1, classes)
+    dense = np.where(rng.random(shape) < 0.3, rng.integers(1, 100, shape), 0)
+    return dense, ConfusionMatrices.from_dense(dense)
+
+
+def same(first, second):
+    """Whether two ConfusionMatrices have equal arrays of equal types."""
+    pairs = zip(first.to_arrays().values(), second.to_arrays().values(), strict=True)
+    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
 @pytest.fixture
 def images():
-    """Images of unlike sizes, with void, class 3 absent from the truth and class 5 absent from both."""
+    """Images of different sizes, with void, class 3 absent from the targets and class 5 absent from both."""
     rng = np.random.default_rng(0)
     sizes = [(13, 17), (5, 40), (1, 1), (20, 3)]
     targets = [rng.choice([0, 1, 2, 4, 255], size) for size in sizes]
@@ -48,127 +103,276 @@ def images():
     return predictions, targets, 6
 
 
-def test_figures_equal_a_count_by_hand(images):
+def test_scores_equal_a_count_by_hand(images):
     result = evaluate(*images)
-    miou, accuracy, ious = by_hand(*images)
+    miou, accuracy, mean_accuracy, ious = by_hand(*images)
     assert result.miou == pytest.approx(miou, abs=1e-6)
     assert result.pixel_accuracy == pytest.approx(accuracy, abs=1e-6)
+    assert result.mean_accuracy == pytest.approx(mean_accuracy, abs=1e-6)
     assert result.iou == pytest.approx(ious, abs=1e-6, nan_ok=True)
     assert math.isnan(result.iou[5])  # in neither
     assert result.iou[3] == 0  # predicted, never true
 
 
-def test_matrices_derive_the_logged_figures(images):
+@pytest.mark.parametrize(
+    ("number", "classes", "labels", "void"),
+    [
+        (8, 5, [0, 1, 2, 3, 4], True),
+        (8, 5, [0, 1, 2, 3, 4], False),
+        (8, 21, [0, 3, 20], True),  # classes 1, 2, ... are predicted but never true
+        (1, 4, [0, 2], True),
+        (3, 2, [0], True),
+        (3, 3, [], True),  # all void
+    ],
+    ids=["all classes", "no void", "absent classes", "one image", "background only", "all void"],
+)
+def test_scores_equal_torchmetrics_updated_with_pixels(number, classes, labels, void):
+    predictions, targets, classes = random_images(1, number, classes, labels, void)
+    data = predictions, targets, classes + 1  # and a class that occurs in neither prediction nor target
+    result, expected = evaluate(*data), torchmetrics_scores(*data)
+    assert result.miou == pytest.approx(float(expected["miou"]), abs=1e-6, nan_ok=True)
+    assert result.iou == pytest.approx(expected["iou"].tolist(), abs=1e-6, nan_ok=True)
+    if labels:
+        assert result.pixel_accuracy == pytest.approx(float(expected["pixel_accuracy"]), abs=1e-6)
+    else:  # where torchmetrics answers 0
+        assert math.isnan(result.miou)
+        assert math.isnan(result.pixel_accuracy)
+        assert math.isnan(result.mean_accuracy)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 2]], ids=["all classes occur", "two classes occur"])
+def test_mean_accuracy_is_the_mean_recall_of_the_classes_in_the_targets(labels):
+    data = random_images(2, 5, 4, labels)
+    result = evaluate(*data)
+    assert result.mean_accuracy == pytest.approx(by_hand(*data)[2], abs=1e-9)
+    if len(labels) == 4:  # torchmetrics averages over the predicted classes as well
+        assert result.mean_accuracy == pytest.approx(float(torchmetrics_scores(*data)["mean_accuracy"]), abs=1e-6)
+
+
+def test_matrices_derive_the_logged_scores(images):
     result = evaluate(*images)
-    derived = scores_of(result.matrices.sum(0))
-    assert derived["miou"] == pytest.approx(result.miou, abs=1e-6)
-    assert derived["pixel_accuracy"] == pytest.approx(result.pixel_accuracy, abs=1e-6)
-    assert result.matrices.shape == (4, 7, 6)
-    assert result.matrices[:, -1].sum() == sum((target == 255).sum() for target in images[1])
+    derived = scores_of(result.matrices.total())
+    for name, score in derived.items():
+        assert score == pytest.approx(getattr(result, name), abs=1e-6)
+    assert iou_of(result.matrices.total()) == pytest.approx(result.iou, abs=1e-6, nan_ok=True)
+    assert len(result.matrices) == 4
+    assert result.matrices.total()[-1].sum() == sum((target == 255).sum() for target in images[1])
 
 
-def test_the_mean_over_the_split_is_not_the_mean_over_images(images):
-    """Per-image averages are another number: this would fail if the figures were averaged per batch."""
+def test_the_score_of_a_split_is_not_the_mean_of_its_images(images):
+    """Averages over images or batches are different numbers: this would fail if they were computed."""
     predictions, targets, classes = images
     per_image = [by_hand([p], [t], classes)[0] for p, t in zip(predictions, targets, strict=True)]
     assert abs(np.nanmean(per_image) - evaluate(*images).miou) > 1e-3
 
 
-def test_all_void_has_no_score():
+def test_void_pixels_are_counted_but_have_no_score():
     result = evaluate([np.zeros((4, 4), int)], [np.full((4, 4), 255)], 3)
-    assert math.isnan(result.miou)
-    assert result.matrices.sum() == 16
+    assert result.matrices.total().sum() == 16
+    assert np.isnan(result.matrices.miou_per_image()).tolist() == [True]
+    assert all(math.isnan(score) for score in result.all_background().values())
 
 
-def test_all_background_figures(images):
+def test_all_background_scores(images):
     predictions, targets, classes = images
     floor = evaluate(predictions, targets, classes).all_background()
-    miou, accuracy, _ = by_hand([np.zeros_like(p) for p in predictions], targets, classes)
+    miou, accuracy, mean_accuracy, _ = by_hand([np.zeros_like(p) for p in predictions], targets, classes)
     assert floor["miou"] == pytest.approx(miou)
     assert floor["pixel_accuracy"] == pytest.approx(accuracy)
+    assert floor["mean_accuracy"] == pytest.approx(mean_accuracy)
 
 
-def test_matrices_come_in_the_lists_order():
-    evaluation = Evaluation(2)
-    for index in (2, 0, 1):
-        evaluation.update_image(torch.zeros(1, index + 1).long(), torch.zeros(1, index + 1).long(), index)
-    assert evaluation.compute().matrices[:, 0, 0].tolist() == [1, 2, 3]
+def test_a_batch_counts_as_its_images_do_one_by_one(images):
+    predictions, targets, classes = images
+    metric = SegmentationMetric(classes)
+    metric.update([], [], [])
+    metric.update([torch.from_numpy(p) for p in predictions], [torch.from_numpy(t) for t in targets], range(4))
+    assert same(metric.compute().matrices, evaluate(*images).matrices)
+    assert metric.images_seen == 4
+    with pytest.raises(ValueError, match="zip"):
+        metric.update([torch.zeros(1, 1).long()], [torch.zeros(1, 1).long()], [])
 
 
-def test_reset_forgets(images):
-    evaluation = Evaluation(6)
-    evaluation.update_image(torch.zeros(2, 2).long(), torch.ones(2, 2).long(), 0)
-    evaluation.update_loss(torch.tensor(3.0), torch.tensor(2.0))
-    assert evaluation.compute().loss == 1.5
-    evaluation.reset()
-    evaluation.update_image(torch.ones(2, 2).long(), torch.ones(2, 2).long(), 0)
-    result = evaluation.compute()
-    assert (result.miou, result.loss) == (1, 0)
+def test_matrices_are_in_the_order_of_the_list():
+    metric = SegmentationMetric(2)
+    for index in (20, 0, 3):
+        metric.update([torch.zeros(1, index + 1).long()], [torch.zeros(1, index + 1).long()], [index])
+    assert [int(matrix[0, 0]) for matrix in metric.compute().matrices] == [1, 4, 21]
 
 
-def test_count_matrix_counts_void_in_its_own_row():
+def test_an_image_that_is_added_twice_counts_once():
+    """As samplers do it that pad the shares of several processes; the last one counts."""
+    metric = SegmentationMetric(3)
+    target = torch.tensor([[0, 1, 2, 255]])
+    metric.update([torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 1, 2, 0]])], [target, target], [4, 1])
+    metric.update([torch.tensor([[0, 1, 1, 0]])], [target], [4])
+    matrices = metric.compute().matrices
+    assert len(matrices) == 2
+    assert matrices[0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert matrices[1].tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_reset_forgets_everything():
+    metric = SegmentationMetric(6)
+    metric.update([torch.zeros(2, 2).long()], [torch.ones(2, 2).long()], [0])
+    metric.update_loss(torch.tensor(3.0), torch.tensor(2.0))
+    assert metric.compute().loss == 1.5
+    metric.update_loss(torch.tensor(9.0), torch.tensor(2.0))
+    assert metric.compute().loss == 3  # not the value of the call before
+    metric.reset()
+    assert metric.images_seen == 0
+    metric.update([torch.ones(2, 2).long()], [torch.ones(2, 2).long()], [0])
+    result = metric.compute()
+    assert (result.miou, result.loss, len(result.matrices)) == (1, 0, 1)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+def test_without_images_every_score_is_nan():
+    result = SegmentationMetric(3).compute()
+    assert (len(result.matrices), result.loss) == (0, 0)
+    assert all(math.isnan(score) for score in (result.miou, result.pixel_accuracy, result.mean_accuracy, *result.iou))
+    assert all(math.isnan(score) for score in result.all_background().values())
+
+
+def test_confusion_matrix_has_a_row_for_void():
     matrix = confusion_matrix(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 2)
     assert matrix.tolist() == [[1, 1], [0, 0], [0, 1]]
 
 
-def test_the_papers_protocol_counts_void_as_background_and_averages_over_sixteens():
-    """18 images at 224x224: sixteen with a half of class 1 half found, then two whose void is called class 2."""
-    evaluation = Evaluation(4)
-    target, prediction = torch.zeros(224, 224).long(), torch.zeros(224, 224).long()
-    target[:, :112] = 1
-    prediction[:, :56] = 1
-    for index in range(16):
-        evaluation.update_image(prediction, target, index)
-    for index in (16, 17):
-        evaluation.update_image(torch.full((224, 224), 2), torch.full((224, 224), 255), index)
-    result = evaluation.compute()
-    # first block: background 2/3 (its half, and a quarter too many), class 1 1/2; second: background 0, class 2 0
-    assert result.paper_inferred()["miou"] == pytest.approx(((2 / 3 + 1 / 2) / 2 + 0) / 2)
-    assert result.paper_inferred()["pixel_accuracy"] == pytest.approx(16 * 0.75 / 18)
-    # of record: void does not count, so class 2 occurs nowhere and all images are one
-    assert result.miou == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert result.pixel_accuracy == pytest.approx(0.75)
+def test_labels_outside_the_classes_count_as_void():
+    target = torch.tensor([[-1, -100, 3, 4, 255, 1000, 2**40, -(2**40), 2]])
+    matrix = confusion_matrix(torch.ones_like(target), target, 3)
+    assert matrix.tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 8, 0]]
 
 
-def test_the_papers_protocol_squashes_to_224():
-    """A photograph of 10x20 whose left half is class 1 is half class 1 at 224x224, too."""
-    evaluation = Evaluation(2)
-    target = torch.zeros(10, 20).long()
-    target[:, :10] = 1
-    evaluation.update_image(torch.zeros(10, 20).long(), target, 0)
-    squashed = evaluation.compute().squashed[0]
-    assert squashed.tolist() == [[224 * 112, 0], [224 * 112, 0], [0, 0]]
+@pytest.mark.parametrize("classes", [3, 255, 300])
+def test_every_integer_type_counts_the_same(classes):
+    target = torch.tensor([[0, 1, 2, 2, 254, 255]])
+    prediction = torch.tensor([[0, 2, 2, 1, 0, 0]])
+    expected = confusion_matrix(prediction, target, classes)
+    assert expected.sum() == 6
+    for target_type in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        for prediction_type in (torch.uint8, torch.int32, torch.int64):
+            counted = confusion_matrix(prediction.to(prediction_type), target.to(target_type), classes)
+            assert torch.equal(counted, expected), (target_type, prediction_type)
 
 
-def test_all_background_under_both_protocols():
-    """Two images, one quarter of class 1 each and one quarter void: worked out by hand."""
-    evaluation = Evaluation(3)
-    target = torch.zeros(224, 224).long()
-    target[:112, :112], target[112:, 112:] = 1, 255
-    for index in range(2):
-        evaluation.update_image(torch.ones(224, 224).long(), target, index)
-    result = evaluation.compute()
-    assert result.all_background() == pytest.approx({"miou": (2 / 3 + 0) / 2, "pixel_accuracy": 2 / 3})
-    inferred = paper_inferred(all_background(result.squashed))
-    assert inferred == pytest.approx({"miou": (3 / 4 + 0) / 2, "pixel_accuracy": 3 / 4})
+def test_sparse_matrices_equal_the_dense_ones():
+    dense, matrices = random_matrices()
+    dense[7] = 0  # an image without pixels
+    matrices = ConfusionMatrices.from_dense(dense)
+    assert len(matrices) == len(dense)
+    assert np.array_equal(np.stack(list(matrices)), dense)
+    assert np.array_equal(matrices[-1], dense[-1])
+    with pytest.raises(IndexError):
+        matrices[len(dense)]
+    assert np.array_equal(matrices.total(), dense.sum(0))
+    assert matrices.total().dtype == matrices[0].dtype == np.int64
+    background = np.zeros_like(dense)
+    background[..., 0] = dense.sum(-1)
+    assert same(matrices.all_background(), ConfusionMatrices.from_dense(background))
+    hits, union = matrices.marginals()
+    valid = dense[:, :-1]
+    assert np.array_equal(hits, valid.diagonal(axis1=1, axis2=2))
+    assert np.array_equal(union, valid.sum(1) + valid.sum(2) - hits)
 
 
-def test_no_images_have_no_paper_figures():
-    assert math.isnan(paper_inferred(torch.zeros(0, 4, 3).long())["miou"])
+def test_arrays_in_a_file_come_back_as_the_same_matrices(tmp_path):
+    _, matrices = random_matrices()
+    np.savez(tmp_path / "a.npz", **matrices.to_arrays("val_"))
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        assert same(ConfusionMatrices.from_arrays(file, "val_"), matrices)
+        with pytest.raises(KeyError):
+            ConfusionMatrices.from_arrays(file)
+    none = ConfusionMatrices.from_dense(np.zeros((0, 4, 3), dtype=np.int64))
+    assert len(ConfusionMatrices.from_arrays(none.to_arrays())) == 0
+    assert none.total().tolist() == [[0] * 3] * 4
 
 
-def test_the_bootstrap_interval_holds_the_figure_and_repeats():
+def test_miou_per_image_is_the_score_of_each_matrix():
+    dense, _ = random_matrices()
+    dense[3, :-1] = 0  # all void
+    expected = [scores_of(matrix)["miou"] for matrix in dense]
+    assert math.isnan(expected[3])
+    assert np.array_equal(ConfusionMatrices.from_dense(dense).miou_per_image(), expected, equal_nan=True)
+
+
+def test_the_bootstrap_interval_contains_the_score_and_repeats():
     rng = np.random.default_rng(0)
-    evaluation = Evaluation(3)
-    for index in range(30):
+    predictions, targets = [], []
+    for _ in range(30):
         target = rng.integers(0, 3, (12, 12))
         wrong = rng.random((12, 12)) < rng.random()
-        prediction = np.where(wrong, rng.integers(0, 3, (12, 12)), target)
-        evaluation.update_image(torch.from_numpy(prediction), torch.from_numpy(target), index)
-    result = evaluation.compute()
+        predictions.append(np.where(wrong, rng.integers(0, 3, (12, 12)), target))
+        targets.append(target)
+    result = evaluate(predictions, targets, 3)
     low, high = bootstrap_interval(result.matrices)
     assert low < result.miou < high
     assert (low, high) == bootstrap_interval(result.matrices)
-    # the same images over and over leave nothing to chance
-    constant = result.matrices[:1].repeat(30, 1, 1)
-    assert bootstrap_interval(constant) == pytest.approx([scores_of(constant.sum(0))["miou"]] * 2)
+    assert (low, high) != bootstrap_interval(result.matrices, seed=1)
+    # if all images are equal, every resample has the same score
+    constant = ConfusionMatrices.from_dense(np.repeat(result.matrices[0][None], 30, axis=0))
+    assert bootstrap_interval(constant) == pytest.approx([scores_of(constant.total())["miou"]] * 2)
+
+
+def dense_resampled_miou(dense, seed):
+    counts = dense[:, :-1].astype(float)
+    images = len(counts)
+    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), 2000)
+    sums = np.tensordot(drawn.astype(float), counts, axes=1)
+    hits = np.diagonal(sums, axis1=1, axis2=2)
+    union = sums.sum(1) + sums.sum(2) - hits
+    return np.nanmean(np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0), axis=1)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_bootstrap_interval_equals_that_of_a_dense_implementation(seed):
+    (first, sparse_first), (second, sparse_second) = random_matrices(0), random_matrices(1)
+    values = dense_resampled_miou(first, seed)
+    assert bootstrap_interval(sparse_first, seed=seed) == tuple(np.nanpercentile(values, [2.5, 97.5]))
+    values = values - dense_resampled_miou(second, seed)
+    expected = tuple(np.nanpercentile(values, [2.5, 97.5]))
+    assert bootstrap_interval(sparse_first, minus=sparse_second, seed=seed) == expected
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric)), lambda metric: metric.to("cpu")],
+    ids=["deepcopied", "pickled", "moved"],
+)
+def test_a_metric_keeps_its_counts(duplicate, images):
+    predictions, targets, classes = images
+    metric = metric_of(predictions[:2], targets[:2], classes)
+    metric.update_loss(torch.tensor(6.0), torch.tensor(2.0))
+    other = duplicate(metric)
+    pairs = zip(predictions[2:], targets[2:], strict=True)
+    for index, (prediction, target) in enumerate(pairs, start=2):
+        other.update([torch.from_numpy(prediction)], [torch.from_numpy(target)], [index])
+    assert other.compute().loss == 3
+    assert same(other.compute().matrices, evaluate(*images).matrices)
+    assert other is metric or len(metric.compute().matrices) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_metric_on_a_gpu_has_the_scores_of_the_cpu(images):
+    predictions, targets, classes = images
+    metric = SegmentationMetric(classes).to("cuda")
+    pairs = zip(predictions, targets, strict=True)
+    for index, (prediction, target) in enumerate(pairs):
+        metric.update([torch.from_numpy(prediction).cuda()], [torch.from_numpy(target).cuda()], [index])
+        metric.update_loss(torch.tensor(3.0, device="cuda"), torch.tensor(2.0, device="cuda"))
+    result, expected = metric.compute(), evaluate(*images)
+    assert same(result.matrices, expected.matrices)
+    assert (result.miou, result.loss) == (expected.miou, 1.5)
+
+
+def test_the_metrics_are_registered_with_the_task_and_not_saved():
+    task = SegmentationTask(StridedEncoder(widths=(4,)), SkipDecoder, ["background", "a"])
+    children = dict(task.named_modules())
+    for split in ("val", "test"):
+        metric = children[f"metrics.{split}"]
+        assert isinstance(metric, SegmentationMetric)
+        assert set(metric.metric_state) == {"images", "cells", "counts", "losses"}
+        metric.update([torch.zeros(2, 2).long()], [torch.zeros(2, 2).long()], [0])
+        assert metric.metric_state["cells"]
+    assert not [name for name in task.state_dict() if name.startswith("metrics")]

@@ -20,7 +20,7 @@ RESAMPLES = 2000
 """Resamples of the bootstrap interval."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class ConfusionMatrices:
     """One confusion matrix per image, of which only the cells that occur are stored.
 
@@ -44,7 +44,7 @@ class ConfusionMatrices:
         """From an integer array [N, C+1, C]."""
         flat = matrices.reshape(len(matrices), matrices.shape[1] * matrices.shape[2])
         images, cells = np.nonzero(flat)
-        return cls(matrices.shape[2], _offsets(images, len(flat)), cells.astype(np.int32), _int32(flat[images, cells]))
+        return cls(matrices.shape[2], _offsets(images, len(flat)), _int32(cells), _int32(flat[images, cells]))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str = "") -> "ConfusionMatrices":
@@ -56,7 +56,7 @@ class ConfusionMatrices:
         num_classes, offsets, cells, counts = (
             arrays[f"{prefix}{name}"] for name in ("num_classes", "offsets", "cells", "counts")
         )
-        return cls(int(num_classes), offsets.astype(np.int64), cells.astype(np.int32), counts.astype(np.int32))
+        return cls(int(num_classes), offsets.astype(np.int64), _int32(cells), _int32(counts))
 
     def to_arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
         """As named arrays, for a ``.npz`` file."""
@@ -72,6 +72,7 @@ class ConfusionMatrices:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """The matrix of one image, int64 [C+1, C]."""
+        index = range(len(self))[index]  # negative indices count from the end; IndexError past it
         entries = slice(self.offsets[index], self.offsets[index + 1])
         return self._dense(self.cells[entries], self.counts[entries])
 
@@ -85,7 +86,8 @@ class ConfusionMatrices:
         keys = self._images() * self._size + background
         unique, inverse = np.unique(keys, return_inverse=True)
         counts = np.bincount(inverse, weights=self.counts, minlength=len(unique))
-        return _from_keys(self.num_classes, unique, counts, len(self))
+        images, cells = np.divmod(unique, self._size)
+        return ConfusionMatrices(self.num_classes, _offsets(images, len(self)), _int32(cells), _int32(counts))
 
     def marginals(self) -> tuple[np.ndarray, np.ndarray]:
         """Correct pixels and union of each image and class, both float64 [N, C]; void is left out."""
@@ -160,15 +162,17 @@ class SegmentationMetric(Metric):
     """
 
     full_state_update = False
-    keys: list[Tensor]
+    images: list[Tensor]
+    cells: list[Tensor]
     counts: list[Tensor]
     losses: list[Tensor]
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(dist_sync_fn=_gather)
+        super().__init__(dist_sync_fn=_gather, compute_with_cache=False)  # update_loss would not clear the cache
         self.num_classes = num_classes
         self.images_seen = 0
-        self.add_state("keys", [], dist_reduce_fx="cat")  # index of the image * C (C + 1) + cell
+        self.add_state("images", [], dist_reduce_fx="cat")  # index, number of its cells, index, number, ...
+        self.add_state("cells", [], dist_reduce_fx="cat")  # as in ConfusionMatrices
         self.add_state("counts", [], dist_reduce_fx="cat")
         self.add_state("losses", [], dist_reduce_fx="cat")  # sum, weight, sum, weight, ...
 
@@ -178,21 +182,23 @@ class SegmentationMetric(Metric):
         Args:
             predictions: label maps, integer [H_i, W_i] with values 0..C-1, one per image.
             targets: integer [H_i, W_i] each; values outside 0..C-1 count as void.
-            indices: index of each image in the split's list.
+            indices: index of each image in the split's list. Of an index that is added again only the last counts:
+                samplers that pad repeat images.
         """
         size = self.num_classes * (self.num_classes + 1)
         cells = [
             (_cells(prediction, target, self.num_classes) + number * size).flatten()
-            for number, (prediction, target) in enumerate(zip(predictions, targets, strict=True))
+            for number, (prediction, target, _) in enumerate(zip(predictions, targets, indices, strict=True))
         ]
         self.images_seen += len(cells)
         if cells:
             # one transfer from the device for the whole batch
             counts = torch.bincount(torch.cat(cells), minlength=len(cells) * size).cpu()
             entries = counts.nonzero()[:, 0]
-            first = torch.tensor([int(index) for index in indices]) * size
-            self.keys.append(first[entries // size] + entries % size)
-            self.counts.append(counts[entries])
+            numbers = torch.bincount(entries // size, minlength=len(cells))
+            self.images.append(torch.stack([torch.tensor([int(index) for index in indices]), numbers], 1).flatten())
+            self.cells.append((entries % size).to(torch.int32))
+            self.counts.append(counts[entries].to(torch.int32))  # an image has fewer than 2**31 pixels
 
     def update_loss(self, loss_sum: Tensor, weight: Tensor) -> None:
         """Adds a loss: summed over valid pixels, and the weight of these pixels (their number, if unweighted)."""
@@ -205,9 +211,7 @@ class SegmentationMetric(Metric):
 
     def compute(self) -> Result:
         """The scores of everything since the last reset, of all processes."""
-        keys, counts = (_concatenated(state).numpy().astype(np.int64) for state in (self.keys, self.counts))
-        order = np.argsort(keys, kind="stable")
-        matrices = _from_keys(self.num_classes, keys[order], counts[order])
+        matrices = self._matrices()
         total = torch.from_numpy(matrices.total()[:-1])
         miou = MatrixJaccardIndex(self.num_classes, average="macro")
         iou = MatrixJaccardIndex(self.num_classes, average="none", zero_division=float("nan"))
@@ -223,6 +227,16 @@ class SegmentationMetric(Metric):
             iou=iou.compute().tolist(),
             matrices=matrices,
         )
+
+    def _matrices(self) -> ConfusionMatrices:
+        """The matrices of all images, by ascending index."""
+        images, cells, counts = (_concatenated(state).numpy() for state in (self.images, self.cells, self.counts))
+        indices, numbers = images.astype(np.int64).reshape(-1, 2)[::-1].T
+        starts = len(cells) - np.cumsum(numbers)  # backwards, so that the first of an index is the last that was added
+        _, kept = np.unique(indices, return_index=True)
+        offsets = np.concatenate([[0], np.cumsum(numbers[kept])])
+        entries = np.repeat(starts[kept] - offsets[:-1], numbers[kept]) + np.arange(offsets[-1])
+        return ConfusionMatrices(self.num_classes, offsets, _int32(cells[entries]), _int32(counts[entries]))
 
 
 class MatrixJaccardIndex(MulticlassJaccardIndex):
@@ -327,27 +341,18 @@ def all_gather_objects(share: Any) -> list[Any]:
 
 def _cells(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """The cell of each pixel, row * C + column, int32 [H, W]."""
-    rows = target.clamp(max=num_classes)
+    rows = target.clamp(max=min(num_classes, torch.iinfo(target.dtype).max))
     if target.dtype.is_signed:
         rows = torch.where(target < 0, num_classes, rows)
     return rows.to(torch.int32) * num_classes + prediction.to(torch.int32)
-
-
-def _from_keys(num_classes: int, keys: np.ndarray, counts: np.ndarray, images: int | None = None) -> ConfusionMatrices:
-    """From ascending keys; ``images``: their number, or None: only those that have a key, numbered anew."""
-    image, cells = np.divmod(keys, num_classes * (num_classes + 1))
-    if images is None:
-        present, image = np.unique(image, return_inverse=True)
-        images = len(present)
-    return ConfusionMatrices(num_classes, _offsets(image, images), cells.astype(np.int32), _int32(counts))
 
 
 def _offsets(image: np.ndarray, images: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(image, minlength=images))]).astype(np.int64)
 
 
-def _int32(counts: np.ndarray) -> np.ndarray:
-    return counts.astype(np.int32)  # an image has fewer than 2**31 pixels
+def _int32(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int32)  # an image has fewer than 2**31 pixels and cells
 
 
 def _ratio(hits: np.ndarray, out_of: np.ndarray) -> np.ndarray:

@@ -1,0 +1,158 @@
+"""Measures what evaluation costs beside the network: time per image, and memory of the confusion matrices.
+
+    python benchmarks/evaluation.py
+
+Time: one image of 375x500 pixels and 21 classes, from its logits at 224x224 to the counts. vocseg 0.1.0 computed the
+label map at the image's own size and at 224x224, updated torchmetrics' Jaccard index and accuracy with the pixels, and
+counted both label maps into dense matrices; ``version_0_1_0`` below does the same. Rounds of the two ways alternate in
+one process, so that other load on the machine affects both. The first round is the warm-up and is not counted.
+
+Memory: the matrices of 100,000 images and 150 classes of which each image has 40 cells (six classes, each confused
+with a few others), in :class:`vocseg.metrics.SegmentationMetric` and in its result. Then time and memory of the
+bootstrap interval of 2,000 images and 150 classes. Memory is what Python and NumPy allocate at most (tracemalloc; the
+tensors' own bytes are added).
+"""
+
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from vocseg.inference import label_map
+from vocseg.metrics import ConfusionMatrices, SegmentationMetric, bootstrap_interval
+
+ROUNDS = 60
+SIZE, INPUT, CLASSES = (375, 500), (224, 224), 21
+MANY_IMAGES, SOME_IMAGES, MANY_CLASSES, CELLS = 100_000, 2_000, 150, 40
+MIB = 2**20
+
+
+def version_0_1_0(num_classes: int) -> Callable[[Tensor, Tensor], None]:
+    """What vocseg 0.1.0 did with an image's logits and its target."""
+    common: dict[str, Any] = {"num_classes": num_classes, "ignore_index": 255, "validate_args": False}
+    scores = MetricCollection(
+        {
+            "miou": MulticlassJaccardIndex(average="macro", **common),
+            "iou": MulticlassJaccardIndex(average="none", zero_division=float("nan"), **common),
+            "pixel_accuracy": MulticlassAccuracy(average="micro", **common),
+        },
+        compute_groups=[["miou", "iou"], ["pixel_accuracy"]],
+    )
+    matrices: list[Tensor] = []
+
+    def count(prediction: Tensor, target: Tensor) -> Tensor:
+        rows = torch.where((target >= 0) & (target < num_classes), target, num_classes)
+        return torch.bincount((rows * num_classes + prediction).flatten(), minlength=(num_classes + 1) * num_classes)
+
+    def update(logits: Tensor, target: Tensor) -> None:
+        prediction, resized = label_map(logits, target.shape), label_map(logits, INPUT)
+        target = target.long()
+        scores.update(prediction[None], target[None])
+        matrices.append(count(prediction, target))
+        resized_target = F.interpolate(target[None, None].float(), size=INPUT, mode="nearest-exact")[0, 0].long()
+        matrices.append(count(resized, resized_target))
+
+    return update
+
+
+def present(num_classes: int) -> Callable[[Tensor, Tensor], None]:
+    """What vocseg does now."""
+    metric = SegmentationMetric(num_classes)
+
+    def update(logits: Tensor, target: Tensor) -> None:
+        metric.update([label_map(logits, target.shape)], [target], [metric.images_seen])
+
+    return update
+
+
+def label_map_alone(num_classes: int) -> Callable[[Tensor, Tensor], None]:
+    """The part that any evaluation needs."""
+    return lambda logits, target: (label_map(logits, target.shape), None)[1]
+
+
+def main() -> None:
+    """Measures, and prints a table."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    measure_time()
+    measure_memory()
+    measure_bootstrap()
+
+
+def measure_time() -> None:
+    """Prints milliseconds per image."""
+    generator = torch.Generator().manual_seed(0)
+    logits = F.interpolate(torch.randn(1, CLASSES, 7, 7, generator=generator), INPUT, mode="bicubic")[0]
+    target = label_map(logits + 0.3 * torch.randn(CLASSES, 1, 1, generator=generator), SIZE).to(torch.uint8)
+    target[:, :20] = 255
+    ways = {name: way(CLASSES) for name, way in WAYS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(ROUNDS + 1):
+        for name, update in ways.items():
+            start = time.perf_counter()
+            update(logits, target)
+            if number:  # round 0 is the warm-up
+                seconds[name].append(time.perf_counter() - start)
+    print(f"\nOne image of {SIZE[0]}x{SIZE[1]} pixels, {CLASSES} classes, median of {ROUNDS} rounds")
+    for name, times in seconds.items():
+        ratio = statistics.median(time / old for time, old in zip(times, seconds["0.1.0"], strict=True))
+        print(f"  {name:<16} {statistics.median(times) * 1000:6.2f} ms   {ratio:.2f} of 0.1.0")
+
+
+def measure_memory() -> None:
+    """Prints the memory of the matrices of many images."""
+    rng = np.random.default_rng(0)
+    metric = SegmentationMetric(MANY_CLASSES)
+    tracemalloc.start()
+    start = time.perf_counter()
+    for image in range(MANY_IMAGES):
+        # 40 pixels, each another cell: the counts of more pixels take no more memory
+        cells = torch.from_numpy(rng.choice(MANY_CLASSES**2, CELLS, replace=False))
+        metric.update([cells % MANY_CLASSES], [cells // MANY_CLASSES], [image])
+    updated = time.perf_counter() - start
+    states = sum(part.nbytes for state in metric.metric_state.values() if isinstance(state, list) for part in state)
+    start = time.perf_counter()
+    result = metric.compute()
+    computed = time.perf_counter() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    kept = sum(array.nbytes for array in result.matrices.to_arrays().values())
+    dense = MANY_IMAGES * MANY_CLASSES * (MANY_CLASSES + 1) * 8
+    print(f"\n{MANY_IMAGES} images, {MANY_CLASSES} classes, {CELLS} cells per image")
+    print(f"  dense int64 (0.1.0)         {dense / MIB:9.0f} MiB (computed, not allocated)")
+    print(f"  states of the metric        {states / MIB:9.0f} MiB of tensors, updated in {updated:.1f} s")
+    print(f"  matrices of the result      {kept / MIB:9.0f} MiB, computed in {computed:.1f} s")
+    print(f"  most, with tensors          {(peak + states) / MIB:9.0f} MiB")
+
+
+def measure_bootstrap() -> None:
+    """Prints time and memory of the interval of some images."""
+    rng = np.random.default_rng(0)
+    cells = np.sort(np.stack([rng.choice(MANY_CLASSES**2, CELLS, replace=False) for _ in range(SOME_IMAGES)]))
+    matrices = ConfusionMatrices(
+        MANY_CLASSES,
+        np.arange(0, SOME_IMAGES * CELLS + 1, CELLS),
+        cells.ravel().astype(np.int32),
+        rng.integers(1, 10_000, SOME_IMAGES * CELLS).astype(np.int32),
+    )
+    tracemalloc.start()
+    start = time.perf_counter()
+    bootstrap_interval(matrices)
+    seconds = time.perf_counter() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"\nBootstrap interval of {SOME_IMAGES} images, {MANY_CLASSES} classes, 2,000 resamples")
+    print(f"  {seconds:.2f} s, at most {peak / MIB:.0f} MiB beside the matrices")
+
+
+WAYS = {"0.1.0": version_0_1_0, "present": present, "label map alone": label_map_alone}
+
+if __name__ == "__main__":
+    main()
