@@ -1,5 +1,6 @@
-"""Checkpoints are whole whatever happens, and harmless wherever they come from."""
+"""Checkpoints: complete after any error, safe to read from an untrusted source, found again."""
 
+import json
 import os
 import pickle
 import signal
@@ -11,12 +12,12 @@ import pytest
 import torch
 
 from vocseg import SegmentationTask, StridedEncoder, VocsegError
-from vocseg.checkpoints import AtomicCheckpointIO, last_unfinished
+from vocseg.checkpoints import AtomicCheckpointIO, last_checkpoint
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.decoders import DeconvDecoder
 
 
-def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
     (tmp_path / "checkpoints" / "last.ckpt.part").symlink_to("/dev/full")  # writing there fails as on a full disk
@@ -27,24 +28,22 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_a_fit_on_a_full_disk_says_so(fit_flags, vocseg, tmp_path):
+def test_a_fit_reports_a_full_disk(fit_flags, vocseg, tmp_path):
     checkpoints = tmp_path / "lightning_logs" / "quickstart" / "version_0" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "best.ckpt.part").symlink_to("/dev/full")
-    # the folder is there already: the run's would be the next
-    logger = (
-        '{"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "lightning_logs", '
-    )
-    logger += '"name": "quickstart", "version": "version_0"}}'
-    status, _, err = vocseg(*fit_flags, "--trainer.logger", logger)
+    # a new run would take the next free version
+    settings = {"save_dir": "lightning_logs", "name": "quickstart", "version": "version_0"}
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": settings}
+    status, _, err = vocseg(*fit_flags, "--trainer.logger", json.dumps(logger))
     assert status == 1
     assert "best.ckpt could not be written: No space left on device" in err
     assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["while it is written", "between"])
-def test_sigkill_leaves_a_checkpoint_to_go_on_from(inside, fit_flags, vocseg, tmp_path):
-    """The network is large enough for its writing to take a while."""
+def test_a_killed_run_can_be_resumed(inside, fit_flags, vocseg, tmp_path):
+    """The network is so large that its checkpoint takes a while to write."""
     words = [*fit_flags, "--trainer.max_epochs", "50", "--model.backbone.widths", "[32,64,128,256,512]"]
     checkpoints = tmp_path / "lightning_logs" / "quickstart" / "version_0" / "checkpoints"
     with subprocess.Popen([sys.executable, "-m", "vocseg", *words], cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
@@ -64,27 +63,68 @@ def test_sigkill_leaves_a_checkpoint_to_go_on_from(inside, fit_flags, vocseg, tm
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] == before + 1
 
 
-def make_run(logs, version, epochs, steps=0, **callbacks):
-    progress = {"fit_loop": {"epoch_progress": {"current": {"processed": epochs}}}}
-    path = logs / "net" / f"version_{version}" / "checkpoints" / "last.ckpt"
+def create_run(logs, version, name="net", **checkpoint):
+    path = logs / name / f"version_{version}" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
-    torch.save({"loops": progress, "global_step": steps, "callbacks": callbacks}, path)
+    torch.save({"global_step": 0, **checkpoint}, path)
     os.utime(path, (version, version))
     return path
 
 
-def test_last_is_the_newest_run_that_is_not_finished(tmp_path):
-    with pytest.raises(VocsegError, match="nothing to go on from"):
-        last_unfinished(tmp_path, "net", 10)
-    older, newer = make_run(tmp_path, 1, epochs=3, steps=30), make_run(tmp_path, 2, epochs=8, steps=80)
-    assert last_unfinished(tmp_path, "net", 10) == newer
-    assert last_unfinished(tmp_path, "net", -1) == newer
-    assert last_unfinished(tmp_path, "net", 8) == older
-    assert last_unfinished(tmp_path, "net", None, max_steps=80) == older
-    with pytest.raises(VocsegError, match=r"Every run 'net' .*\(2 of them\)"):
-        last_unfinished(tmp_path, "net", 3)
-    make_run(tmp_path, 3, epochs=5, **{"EarlyStopping{'monitor': 'val/miou'}": {"stopped_epoch": 4}})
-    assert last_unfinished(tmp_path, "net", 10) == newer
+def test_last_is_the_newest_unfinished_run(tmp_path):
+    with pytest.raises(VocsegError, match="nothing to resume: no run 'net'"):
+        last_checkpoint(tmp_path, "net", 10)
+    older = create_run(tmp_path, 1, vocseg={"finished_epochs": 3}, global_step=30)
+    newer = create_run(tmp_path, 2, vocseg={"finished_epochs": 8, "stopped_early": False}, global_step=80)
+    create_run(tmp_path, 3, name="other", vocseg={"finished_epochs": 1})
+    (tmp_path / "net" / "version_4" / "checkpoints").mkdir(parents=True)  # killed before its first checkpoint
+    assert last_checkpoint(tmp_path, "net", 10) == newer
+    for unlimited in (-1, None):
+        assert last_checkpoint(tmp_path, "net", unlimited) == newer
+    assert last_checkpoint(tmp_path, "net", 8) == older
+    assert last_checkpoint(tmp_path, "net", None, max_steps=80) == older
+    with pytest.raises(VocsegError, match=r"Every run 'net' .*\(2 of them\).*version_2"):
+        last_checkpoint(tmp_path, "net", 3)
+    create_run(tmp_path, 5, vocseg={"finished_epochs": 5, "stopped_early": True})
+    assert last_checkpoint(tmp_path, "net", 10) == newer
+
+
+def test_a_run_interrupted_in_its_last_epoch_is_unfinished(tmp_path):
+    """Lightning's own ``epoch`` is the same at the end of the epoch."""
+    path = create_run(tmp_path, 1, epoch=9, vocseg={"finished_epochs": 9})
+    assert last_checkpoint(tmp_path, "net", 10) == path
+
+
+def test_a_checkpoint_of_version_0_1_0_counts_its_epochs(tmp_path):
+    path = create_run(tmp_path, 1, epoch=7)
+    assert last_checkpoint(tmp_path, "net", 9) == path
+    with pytest.raises(VocsegError, match="is finished"):
+        last_checkpoint(tmp_path, "net", 8)
+
+
+def test_auto_is_the_newest_run_or_a_new_one(tmp_path):
+    assert last_checkpoint(tmp_path, "net", 10, finished_too=True) is None
+    create_run(tmp_path, 1, vocseg={"finished_epochs": 3})
+    finished = create_run(tmp_path, 2, vocseg={"finished_epochs": 10})
+    assert last_checkpoint(tmp_path, "net", 10, finished_too=True) == finished
+
+
+def test_a_fit_with_auto_starts_resumes_and_repeats_one_run(fit_flags, vocseg, tmp_path):
+    words = [*fit_flags, "--ckpt_path", "auto", "--trainer.max_epochs"]
+    checkpoint = tmp_path / "lightning_logs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+
+    def finished_epochs():
+        return torch.load(checkpoint, weights_only=True)["vocseg"]["finished_epochs"]
+
+    status, _, err = vocseg(*words, "1")
+    assert (status, "Resuming" in err, finished_epochs()) == (0, False, 1)
+    status, _, err = vocseg(*words, "2")
+    assert (status, "Resuming from lightning_logs/quickstart/version_0" in err, finished_epochs()) == (0, True, 2)
+    status, _, err = vocseg(*words, "2")  # nothing is left to train
+    assert (status, "Resuming from lightning_logs/quickstart/version_0" in err, finished_epochs()) == (0, True, 2)
+    assert os.listdir(tmp_path / "lightning_logs" / "quickstart") == ["version_0"]
+    status, _, err = vocseg(*fit_flags, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert (status, "Every run 'quickstart'" in err) == (1, True)
 
 
 class Hostile:
@@ -99,7 +139,7 @@ class Hostile:
 
 @pytest.fixture
 def checkpoint():
-    """A sound one, as Python writes it."""
+    """A valid checkpoint, as Python writes it."""
     task = SegmentationTask(StridedEncoder(widths=[4, 8]), DeconvDecoder, SYNTHETIC_CLASSES)
     data = {"root": "synthetic", "class_names": list(SYNTHETIC_CLASSES), "seed": 0}
     return {
@@ -125,7 +165,7 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint, vocseg, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def test_every_reading_of_a_checkpoint_is_safe(fit_flags, vocseg, voc_root, monkeypatch):
+def test_every_command_reads_checkpoints_without_unpickling(fit_flags, vocseg, voc_root, monkeypatch):
     read, safe = torch.load, []
     monkeypatch.setattr(
         torch, "load", lambda *args, **kwargs: (safe.append(kwargs.get("weights_only")), read(*args, **kwargs))[1]
@@ -133,8 +173,8 @@ def test_every_reading_of_a_checkpoint_is_safe(fit_flags, vocseg, voc_root, monk
     assert vocseg(*fit_flags, "--trainer.max_epochs", "1")[0] == 0
     run = "lightning_logs/quickstart/version_0"
     assert vocseg(*fit_flags, "--ckpt_path", "last")[0] == 0
-    photograph = voc_root / "VOCdevkit/VOC2007/JPEGImages/test_0000.jpg"
-    for command in (["validate"], ["test"], ["predict", "--data.predict_path", photograph]):
+    image = voc_root / "VOCdevkit/VOC2007/JPEGImages/test_0000.jpg"
+    for command in (["validate"], ["test"], ["predict", "--data.predict_path", image]):
         assert vocseg(*command, "--ckpt_path", f"{run}/checkpoints/best.ckpt")[0] == 0
     assert len(safe) >= 8
     assert set(safe) == {True}
@@ -145,7 +185,7 @@ HARM = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "harm"
 
 @pytest.mark.parametrize("role", ["backbone", "decoder", "loss", "optimizer", "schedule"])
 @pytest.mark.parametrize("harm", [HARM, "os.abort"], ids=["class", "function"])
-def test_no_class_but_a_components_is_made(role, harm, checkpoint, vocseg, tmp_path):
+def test_only_classes_of_components_are_instantiated(role, harm, checkpoint, vocseg, tmp_path):
     checkpoint[SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY][role] = harm
     torch.save(checkpoint, tmp_path / "x.ckpt")
     status, _, err = vocseg("test", "--ckpt_path", "x.ckpt")
@@ -154,7 +194,7 @@ def test_no_class_but_a_components_is_made(role, harm, checkpoint, vocseg, tmp_p
     assert not (tmp_path / "harm").exists()
 
 
-def test_no_class_is_made_for_a_setting_without_a_type(checkpoint, vocseg, tmp_path, monkeypatch):
+def test_no_class_is_instantiated_for_a_setting_without_a_type(checkpoint, vocseg, tmp_path, monkeypatch):
     (tmp_path / "untyped_net.py").write_text(
         "from vocseg import StridedEncoder\n\n\nclass Net(StridedEncoder):\n"
         "    def __init__(self, anything=None):\n        super().__init__(widths=[4, 8])\n"
@@ -172,7 +212,7 @@ def test_no_class_is_made_for_a_setting_without_a_type(checkpoint, vocseg, tmp_p
 
 
 @pytest.mark.parametrize("transforms", [[HARM], [{"class_path": "Compose", "init_args": {"transforms": [HARM]}}]])
-def test_no_class_but_a_transform_is_made(transforms, checkpoint, vocseg, tmp_path):
+def test_only_transforms_are_instantiated(transforms, checkpoint, vocseg, tmp_path):
     checkpoint["datamodule_hyper_parameters"]["eval_transforms"] = transforms
     torch.save(checkpoint, tmp_path / "x.ckpt")
     status, _, err = vocseg("test", "--ckpt_path", "x.ckpt")
