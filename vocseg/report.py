@@ -1,5 +1,6 @@
 """``vocseg report``: one HTML page, and its figures, of what runs left on disk. Nothing is trained."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,15 @@ def write_report(names: Sequence[str], folder: Path | None = None) -> tuple[Path
 
 def _comparison(runs: Sequence[Run], folder: Path) -> list[str]:
     body = ["<h2>Comparison</h2>", pages.table(_SUMMARY, [_summary(run) for run in runs])]
-    curves = {run.name: (run.lines, "val/miou") for run in runs if run.lines}
+    shared = Counter(run.name for run in runs)  # two folders of records may have records of one name
+    labels = {id(run): run.name if shared[run.name] == 1 else str(run.folder.path) for run in runs}
+    curves = {labels[id(run)]: (run.lines, "val/miou") for run in runs if run.lines}
     if curves:
         body.append(_figure(curves_figure(curves, "val/miou", "Validation mIoU"), folder / "compare_miou.png"))
     tested = [run for run in runs if "test" in run.scores]
     classes = {tuple(run.class_names) for run in tested}
     if len(classes) == 1 and len(tested) > 1:
-        iou = {run.name: _iou(run) for run in tested}
+        iou = {labels[id(run)]: _iou(run) for run in tested}
         body.append(_figure(iou_figure(iou, tested[0].class_names, "Test IoU"), folder / "compare_iou.png"))
     elif len(classes) > 1:
         body.append(_problem("The runs have different classes: their IoUs cannot be compared."))
