@@ -1,4 +1,4 @@
-"""The real command line in-process, on real files."""
+"""fit, validate, test and predict: the real command line in-process, on real files."""
 
 import csv
 import json
@@ -42,7 +42,8 @@ def test_fit_leaves_a_run_folder(run, voc_root):
     assert config["data"]["root"] == str(voc_root)
     assert config["name"] == "quickstart"
     assert config["model"]["optimizer"]["init_args"]["lr"] == 0.002
-    names = {"train/loss", "val/loss", "val/miou", "val/pixel_accuracy", "val/iou/disc", "lr-AdamW/backbone"}
+    names = {"train/loss", "val/loss", "val/miou", "val/pixel_accuracy", "val/mean_accuracy", "val/iou/disc"}
+    names |= {"lr-AdamW/backbone"}
     assert names <= set(scalars(folder)[0])
     events = EventAccumulator(str(folder)).Reload()
     assert names <= set(events.Tags()["scalars"])
@@ -73,7 +74,7 @@ def test_validate_reproduces_the_fit(run, vocseg, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_test_needs_the_checkpoint_alone_and_adds_to_its_run(run, vocseg):
+def test_test_needs_only_the_checkpoint_and_adds_to_its_run(run, vocseg):
     _, folder, _ = run
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "test" not in path.name}
     status, out, _ = vocseg("test", "--ckpt_path", folder / "checkpoints" / "best.ckpt", *QUIET)
@@ -84,7 +85,8 @@ def test_test_needs_the_checkpoint_alone_and_adds_to_its_run(run, vocseg):
     assert record["data"]["test_split"] == "test"
     assert f"{record['miou']:.4f}" in out
     assert set(record["iou"]) == set(SYNTHETIC_CLASSES)
-    assert set(record["all_background"]) == {"miou", "pixel_accuracy"}
+    assert set(record["all_background"]) == {"miou", "pixel_accuracy", "mean_accuracy"}
+    assert 0 < record["mean_accuracy"] < 1
 
 
 def test_flags_win_over_the_checkpoint(run, vocseg):
@@ -101,16 +103,16 @@ def test_flags_win_over_the_checkpoint(run, vocseg):
 
 def test_predict_needs_no_tree_and_writes_palette_masks(run, vocseg, tmp_path):
     _, folder, _ = run
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     rng = np.random.default_rng(0)
     sizes = {"a.jpg": (33, 47), "b.png": (120, 60), "a.png": (64, 64), "grey.jpg": (50, 70)}
     for name, (height, width) in sizes.items():
         image = Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
-        (image.convert("L") if name == "grey.jpg" else image).save(photographs / name)
+        (image.convert("L") if name == "grey.jpg" else image).save(images / name)
     status, out, err = vocseg(
         *("predict", "--ckpt_path", folder / "checkpoints" / "best.ckpt", "--data.root", "/gone", *QUIET),
-        *("--data.predict_path", photographs, "--predictions.output_dir", tmp_path / "masks"),
+        *("--data.predict_path", images, "--predictions.output_dir", tmp_path / "masks"),
     )
     assert (status, err) == (0, "")
     assert "Masks written to masks: 4" in out
@@ -123,17 +125,17 @@ def test_predict_needs_no_tree_and_writes_palette_masks(run, vocseg, tmp_path):
             assert mask.getpalette() == VOC_PALETTE.ravel().tolist()
 
 
-def test_photographs_of_every_kind_are_predicted_and_broken_ones_told(run, vocseg, tmp_path):
-    folder, rng = tmp_path / "photographs", np.random.default_rng(0)
+def test_images_of_every_kind_are_predicted_and_broken_ones_reported(run, vocseg, tmp_path):
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
     folder.mkdir()
-    photograph = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
     kinds = {"rgb.jpg": "RGB", "cmyk.jpg": "CMYK", "grey.png": "L", "rgba.png": "RGBA", "one.webp": "RGB"}
     for name, mode in kinds.items():
-        photograph.convert(mode).save(folder / name)
+        image.convert(mode).save(folder / name)
     turned = Image.Exif()
     turned[274] = 6  # to be turned by 90 degrees when shown
-    photograph.save(folder / "turned.jpg", exif=turned)
-    photograph.resize((1, 1)).save(folder / "dot.png")
+    image.save(folder / "turned.jpg", exif=turned)
+    image.resize((1, 1)).save(folder / "dot.png")
     (folder / "broken.jpg").write_bytes((folder / "rgb.jpg").read_bytes()[:300])
     (folder / "empty.png").write_bytes(b"")
     flags = ["--predictions.output_dir", "out", "--predictions.probabilities", "true", *QUIET]
@@ -165,8 +167,8 @@ def test_photographs_of_every_kind_are_predicted_and_broken_ones_told(run, vocse
     assert "http" not in page
 
 
-def test_predictions_without_extras_are_masks_alone(run, voc_root, vocseg, tmp_path):
-    photographs = voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages"
+def test_predictions_without_extras_are_only_masks(run, voc_root, vocseg, tmp_path):
+    images = voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages"
     flags = [
         "--predictions.output_dir",
         "out",
@@ -176,20 +178,20 @@ def test_predictions_without_extras_are_masks_alone(run, voc_root, vocseg, tmp_p
         "false",
     ]
     checkpoint = run[1] / "checkpoints" / "best.ckpt"
-    glob = photographs / "test_*.jpg"
+    glob = images / "test_*.jpg"
     status, _, err = vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", glob, *flags, *QUIET)
     assert (status, err) == (0, "")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"test_{n:04}.png" for n in range(4)]
 
 
 def test_predicted_masks_score_what_test_says(run, voc_root, vocseg, tmp_path):
-    """By NumPy alone, from the files on disk; and so do the masks that test itself leaves."""
+    """By NumPy alone, from the files on disk; and so do the masks that test itself writes."""
     folder, tree = run[1], voc_root / "VOCdevkit" / "VOC2007"
     checkpoint = folder / "checkpoints" / "best.ckpt"
     assert vocseg("test", "--ckpt_path", checkpoint, *QUIET)[0] == 0
-    photographs = tree / "JPEGImages" / "test_*.jpg"
+    images = tree / "JPEGImages" / "test_*.jpg"
     flags = ["--predictions.output_dir", "out", *QUIET]
-    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", photographs, *flags)[0] == 0
+    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", images, *flags)[0] == 0
     expected = json.loads((folder / "test.json").read_text())["miou"]
     for masks in (tmp_path / "out", folder / "test_masks"):
         counts = np.zeros((7, 7))
@@ -202,14 +204,14 @@ def test_predicted_masks_score_what_test_says(run, voc_root, vocseg, tmp_path):
 
 
 def test_segment_does_what_predict_does(run, voc_root, vocseg, tmp_path):
-    photograph = voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages" / "test_0001.jpg"
+    image = voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages" / "test_0001.jpg"
     checkpoint = run[1] / "checkpoints" / "best.ckpt"
     flags = ["--predictions.output_dir", "out", *QUIET]
-    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", photograph, *flags)[0] == 0
+    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", image, *flags)[0] == 0
     expected = np.array(Image.open(tmp_path / "out" / "test_0001.png"))
     task = SegmentationTask.load_from_checkpoint(checkpoint).train()
-    with Image.open(photograph) as image:
-        for given in (photograph, str(photograph), image, np.array(image)):
+    with Image.open(image) as image:
+        for given in (image, str(image), image, np.array(image)):
             labels = task.segment(given)
             assert (labels.dtype, labels.shape) == (np.uint8, expected.shape)
             assert np.array_equal(labels, expected)
@@ -221,7 +223,7 @@ def test_segment_does_what_predict_does(run, voc_root, vocseg, tmp_path):
         task.segment("nowhere.jpg")
 
 
-def test_a_data_root_that_is_gone_names_the_flag(run, vocseg, voc_root, tmp_path):
+def test_a_missing_data_root_is_reported_with_its_option(run, vocseg, voc_root, tmp_path):
     _, folder, _ = run
     checkpoint = folder / "checkpoints" / "best.ckpt"
     status, _, err = vocseg("test", "--ckpt_path", checkpoint, "--data.root", tmp_path / "gone", *QUIET)
@@ -232,8 +234,7 @@ def test_a_data_root_that_is_gone_names_the_flag(run, vocseg, voc_root, tmp_path
     assert vocseg("test", "--ckpt_path", checkpoint, "--data.root", moved)[0] == 0
 
 
-def test_a_cli_checkpoint_loads_in_python_and_goes_back(run, vocseg, tmp_path):
-    """CLI, then Python, then CLI."""
+def test_a_checkpoint_goes_from_the_command_line_to_python_and_back(run, vocseg, tmp_path):
     import lightning as L
 
     from vocseg import VOCDataModule
@@ -252,7 +253,7 @@ def test_a_cli_checkpoint_loads_in_python_and_goes_back(run, vocseg, tmp_path):
     assert (tmp_path / "lightning_logs" / "test" / "version_0" / "test.json").is_file()
 
 
-STRANGER = """
+USER_MODULE = """
 from torch import nn
 
 class Net(nn.Module):
@@ -267,12 +268,11 @@ class Net(nn.Module):
 """
 
 
-def test_a_strangers_backbone_trains_from_its_folder_and_its_checkpoint_says_all(fit_flags, tmp_path):
-    """In fresh processes, through the installed entry point: the class is found in the current folder."""
-    (tmp_path / "stranger_net.py").write_text(STRANGER)
+def test_a_users_backbone_is_found_in_the_current_folder_and_its_checkpoint_describes_it(fit_flags, tmp_path):
+    """In fresh processes, through the installed entry point."""
+    (tmp_path / "user_net.py").write_text(USER_MODULE)
     (tmp_path / "mine.yaml").write_text(
-        "model:\n  backbone:\n    class_path: stranger_net.Net\n    init_args: {kernel_size: 5}\n"
-        "  decoder: SkipDecoder\n"
+        "model:\n  backbone:\n    class_path: user_net.Net\n    init_args: {kernel_size: 5}\n  decoder: SkipDecoder\n"
     )
     code = "import sys; sys.path.remove('') if '' in sys.path else None; from vocseg.cli import main; sys.exit(main())"
     vocseg = [sys.executable, "-c", code]
@@ -283,15 +283,15 @@ def test_a_strangers_backbone_trains_from_its_folder_and_its_checkpoint_says_all
     test = subprocess.run([*vocseg, "test", "--ckpt_path", checkpoint], cwd=tmp_path, capture_output=True, text=True)
     assert test.returncode == 0, test.stderr
     recorded = torch.load(tmp_path / checkpoint, weights_only=True)["hyper_parameters"]["backbone"]
-    assert recorded == {"class_path": "stranger_net.Net", "init_args": {"kernel_size": 5}}
-    (tmp_path / "stranger_net.py").unlink()
+    assert recorded == {"class_path": "user_net.Net", "init_args": {"kernel_size": 5}}
+    (tmp_path / "user_net.py").unlink()
     gone = subprocess.run([*vocseg, "test", "--ckpt_path", checkpoint], cwd=tmp_path, capture_output=True, text=True)
     assert gone.returncode == 1
-    assert "No module named 'stranger_net'" in gone.stderr
+    assert "No module named 'user_net'" in gone.stderr
     assert "Traceback" not in gone.stderr
 
 
-def test_what_fails_in_a_worker_process_is_told_in_a_line(fit_flags, vocseg, tmp_path):
+def test_an_error_in_a_worker_process_is_reported_in_one_line(fit_flags, vocseg, tmp_path):
     shrinking = '[{"class_path": "RandomScale", "init_args": {"scale_limit": [-0.999, -0.999], "p": 1}}]'
     status, _, err = vocseg(*fit_flags, "--data.train_transforms", shrinking, "--data.num_workers", "2")
     assert status == 1
@@ -302,11 +302,11 @@ def test_what_fails_in_a_worker_process_is_told_in_a_line(fit_flags, vocseg, tmp
 def test_fast_dev_run_of_every_command(fit_flags, run, voc_root, vocseg, tmp_path):
     checkpoint = run[1] / "checkpoints" / "best.ckpt"
     fast = ["--trainer.fast_dev_run", "1", *QUIET]
-    photograph = next((voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())
+    image = next((voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages").iterdir())
     assert vocseg(*fit_flags, *fast)[0] == 0
     assert vocseg("validate", "--ckpt_path", checkpoint, *fast)[0] == 0
     assert vocseg("test", "--ckpt_path", checkpoint, *fast)[0] == 0
-    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", photograph, *fast)[0] == 0
+    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", image, *fast)[0] == 0
     assert not (tmp_path / "lightning_logs").exists()
 
 
@@ -364,7 +364,8 @@ def test_improvements_are_added_by_flags_or_a_second_config(improvement, fit_fla
     flags = IMPROVEMENTS[improvement]
     status, _, err = vocseg(*fit_flags, *flags, "--trainer.max_epochs", 1)
     assert (status, err) == (0, "")
-    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    name = "quickstart-more" if improvement == "all in a file" else "quickstart"
+    folder = tmp_path / "lightning_logs" / name / "version_0"
     kinds = {"cosine": "cosine", "restarts": "cosine_restarts", "all in a file": "cosine"}
     task = SegmentationTask.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert task.schedule.kind == kinds.get(improvement, "poly")
@@ -383,10 +384,10 @@ def test_early_stopping_stops(fit_flags, vocseg, tmp_path):
     assert 3 <= len(epochs) < 9
 
 
-def test_a_fit_resumed_from_its_last_checkpoint_goes_on_in_its_folder(fit_flags, vocseg, tmp_path):
+def test_a_fit_resumed_from_its_last_checkpoint_continues_in_its_folder(fit_flags, vocseg, tmp_path):
     folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
-    place = fit_flags.index("--data.class_names")
-    flags = [*fit_flags[:place], *fit_flags[place + 2 :]]  # VOC's
+    index = fit_flags.index("--data.class_names")
+    flags = [*fit_flags[:index], *fit_flags[index + 2 :]]  # the default: VOC's, or the synthetic images'
     assert vocseg(*flags, "--data.train_transforms", "crop")[0] == 0
     before, config = scalars(folder), (folder / "config.yaml").read_text()
     status, _, err = vocseg(*flags, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 4)
@@ -400,6 +401,68 @@ def test_a_fit_resumed_from_its_last_checkpoint_goes_on_in_its_folder(fit_flags,
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     miou = [float(row["val/miou"]) for row in after]
     assert best["epoch"] == miou.index(max(miou))
+
+
+def test_the_last_checkpoint_option_gives_settings_and_weights(run, vocseg, tmp_path):
+    """Of two --ckpt_path the last one counts, wherever it stands, also in a config."""
+    best = run[1] / "checkpoints" / "best.ckpt"
+    other = torch.load(best, weights_only=True)
+    other["datamodule_hyper_parameters"]["test_split"] = "val"  # 5 images instead of 4
+    torch.save(other, tmp_path / "other.ckpt")
+    (tmp_path / "best.yaml").write_text(f"ckpt_path: {best}\n")
+    (tmp_path / "other.yaml").write_text("ckpt_path: other.ckpt\n")
+    for words, images in (
+        (["--ckpt_path", best, "--ckpt_path", "other.ckpt"], 5),
+        (["--ckpt_path=other.ckpt", f"--ckpt_path={best}"], 4),
+        (["--config", "other.yaml"], 5),
+        (["--config", "best.yaml", "--config", "other.yaml"], 5),
+        (["--config", "other.yaml", "--ckpt_path", best], 4),
+        (["--ckpt_path", best, "-c", "other.yaml"], 5),
+    ):
+        status, out, err = vocseg("test", *words, *QUIET)
+        assert status == 0, err
+        assert f"Test: {images} images" in out, words
+
+
+def test_a_saved_config_starts_a_new_run(fit_flags, vocseg, tmp_path):
+    """Also that of a resumed run, which started from a checkpoint."""
+    runs = tmp_path / "lightning_logs" / "quickstart"
+    assert vocseg(*fit_flags, "--trainer.max_epochs", 1)[0] == 0
+    assert vocseg(*fit_flags, "--ckpt_path", "last", "--model.optimizer.lr", "0.001")[0] == 0
+    assert "ckpt_path" not in yaml.safe_load((runs / "version_0" / "config_1.yaml").read_text())
+    status, _, err = vocseg("fit", "--config", runs / "version_0" / "config_1.yaml", *QUIET)
+    assert (status, err) == (0, "")
+    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
+    assert [line["epoch"] for line in scalars(runs / "version_1")] == ["0", "1"]
+    again = yaml.safe_load((runs / "version_1" / "config.yaml").read_text())
+    assert again["model"]["optimizer"]["init_args"]["lr"] == 0.001
+
+
+def test_a_config_with_ckpt_path_last_resumes(fit_flags, vocseg, tmp_path):
+    (tmp_path / "resume.yaml").write_text("ckpt_path: last\nname: quickstart\n")
+    assert vocseg(*fit_flags, "--trainer.max_epochs", 1)[0] == 0
+    status, _, err = vocseg(*fit_flags, "--config", "resume.yaml")
+    assert status == 0
+    assert "Resuming from lightning_logs/quickstart/version_0/checkpoints/last.ckpt" in err
+    assert len(scalars(tmp_path / "lightning_logs" / "quickstart" / "version_0")) == 2
+
+
+def test_auto_resumes_what_there_is_and_else_starts(fit_flags, vocseg, tmp_path):
+    """One command for a job that a scheduler may start several times."""
+    folder = tmp_path / "elsewhere" / "lightning_logs" / "quickstart"
+    command = [*fit_flags, f"--trainer.default_root_dir={tmp_path / 'elsewhere'}", "--ckpt_path", "auto"]
+    for epochs, resumes in ((1, False), (2, True), (2, True)):  # new, unfinished, finished
+        status, _, err = vocseg(*command, "--trainer.max_epochs", epochs)
+        assert status == 0
+        assert ("Resuming from" in err) == resumes
+        assert [path.name for path in folder.iterdir()] == ["version_0"]
+        assert len(scalars(folder / "version_0")) == epochs
+
+
+def test_options_are_not_abbreviated(run, vocseg):
+    status, _, err = vocseg("test", "--ckpt", run[1] / "checkpoints" / "best.ckpt")
+    assert status == 1
+    assert "--ckpt_path" in err
 
 
 def mistakes(voc_root):

@@ -11,6 +11,10 @@ from torch.nn import functional as F
 class SegmentationNetwork(nn.Module):
     """Computes the logits of images of any size; needs no Lightning.
 
+    ``torch.export.export`` with dynamic batch, height and width gives a program for all images that are larger than the
+    backbone's largest stride in both directions; it treats a smaller image, whose deepest feature has one pixel, as a
+    special case. ``torch.jit.trace`` gives a program for images of the traced size.
+
     Args:
         backbone: a module with ``channels``, ``strides`` and ``forward(image) -> list of features``, shallow to deep.
         decoder: a module with ``forward(features) -> logits`` at any resolution.
@@ -20,11 +24,10 @@ class SegmentationNetwork(nn.Module):
 
     def __init__(self, backbone: nn.Module, decoder: nn.Module, channels_last: bool = True) -> None:
         super().__init__()
-        self.backbone, self.decoder = backbone, decoder
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone, self.decoder, self.channels_last = backbone, decoder, channels_last
         strides: Any = backbone.strides  # a plain attribute, which nn.Module does not declare
         self.stride = max(int(stride) for stride in strides)
-        self.to(memory_format=self.memory_format)
+        self.to(memory_format=self._memory_format)
 
     def forward(self, image: Tensor) -> Tensor:
         """Computes the logits.
@@ -39,13 +42,18 @@ class SegmentationNetwork(nn.Module):
         Returns:
             float32 [B, C, H, W].
         """
-        height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % self.stride, 0, -height % self.stride))
-        padded = padded.contiguous(memory_format=self.memory_format)
+        size = image.shape[-2:]
+        padded_size = [-(-side // self.stride) * self.stride for side in size]
+        padded = _pad(image, padded_size).contiguous(memory_format=self._memory_format)
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             features = self.backbone(padded)
-        return resize(self.decoder(features).float(), padded.shape[-2:])[..., :height, :width]
+        return _crop(resize(self.decoder(features).float(), padded_size), size)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        # not an attribute: torch.save cannot pickle it
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 def resize(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -53,3 +61,26 @@ def resize(logits: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _pad(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Pads with zeros on the right and at the bottom."""
+    height, width = image.shape[-2:]
+    if torch.compiler.is_exporting():
+        # F.pad and slices compare sizes: the exported program would serve only images that are padded like the traced
+        # one. Here the rows and columns to be added are read from one row and one column of zeros.
+        rows, columns = (
+            torch.arange(after, device=image.device).clamp(max=before)
+            for before, after in zip((height, width), size, strict=True)
+        )
+        return F.pad(image, (0, 1, 0, 1)).index_select(-2, rows).index_select(-1, columns)
+    return F.pad(image, (0, size[1] - width, 0, size[0] - height))
+
+
+def _crop(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Removes what :func:`_pad` added."""
+    height, width = size
+    if torch.compiler.is_exporting():
+        rows, columns = (torch.arange(side, device=logits.device) for side in size)
+        return logits.index_select(-2, rows).index_select(-1, columns)
+    return logits[..., :height, :width]

@@ -3,7 +3,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
-from vocseg.callbacks.metrics_csv import MetricsCSV, read_lines, write_lines
+from vocseg.callbacks import MetricsCSV
+from vocseg.run_folder import read_lines, write_lines
 
 
 def fit(folder, epochs, ckpt_path=None):
@@ -25,7 +26,7 @@ def fit(folder, epochs, ckpt_path=None):
     return read_lines(folder / "a" / "b" / "metrics.csv")
 
 
-def test_one_line_per_epoch_and_no_figure_of_an_earlier_validation(tmp_path):
+def test_one_line_per_epoch_without_scores_of_an_earlier_validation(tmp_path):
     lines = fit(tmp_path, 4)
     assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
     assert ["val/miou" in line for line in lines] == [False, True, False, True]
@@ -33,14 +34,14 @@ def test_one_line_per_epoch_and_no_figure_of_an_earlier_validation(tmp_path):
     assert len({line["train/loss"] for line in lines}) == 4
 
 
-def test_a_resumed_run_keeps_the_lines_before(tmp_path):
+def test_a_resumed_run_keeps_its_earlier_lines(tmp_path):
     before = fit(tmp_path, 2)
     after = fit(tmp_path, 4, ckpt_path=tmp_path / "last.ckpt")
     assert after[:2] == before
     assert [line["epoch"] for line in after] == [0, 1, 2, 3]
 
 
-def test_lines_with_unlike_figures_come_back_as_they_were(tmp_path):
+def test_lines_with_different_scalars_are_read_as_they_were_written(tmp_path):
     lines = [
         {"epoch": 0.0, "step": 3.0, "seconds": 1.5, "a": 0.25},
         {

@@ -1,5 +1,6 @@
-"""What predictions are written as; what the command does with them is in test_run.py."""
+"""The files that predictions and test masks are written to; the command is tested in test_lightning_cli.py."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vocseg.callbacks import PredictionWriter
+from vocseg.callbacks import PredictionWriter, TestMasks
 from vocseg.data.datasets import PredictionDataset
 
 
 @pytest.mark.parametrize(
     ("left", "right", "caption"), [(0, 0, "background"), (0, 2, "cat"), (2, 2, "cat"), (1, 2, "bird, cat")]
 )
-def test_the_page_names_every_class_that_was_found(left, right, caption, tmp_path):
+def test_the_page_names_every_predicted_class(left, right, caption, tmp_path):
     path = tmp_path / "photo.png"
     Image.fromarray(np.zeros((4, 6, 3), dtype=np.uint8)).save(path)
     datasets = {"predict": PredictionDataset([path], None)}
@@ -28,3 +29,43 @@ def test_the_page_names_every_class_that_was_found(left, right, caption, tmp_pat
     writer.on_predict_end(trainer, task)
     assert f">photo.png: {caption}<" in (tmp_path / "out" / "index.html").read_text()
     assert np.array_equal(np.array(Image.open(tmp_path / "out" / "photo.png")), labels.numpy())
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """A trainer that tests one image, in a run folder with the mask of an earlier test."""
+    (tmp_path / "test_masks").mkdir()
+    (tmp_path / "test_masks" / "earlier.png").touch()
+    samples = [SimpleNamespace(image=Path("a.jpg")), SimpleNamespace(image=Path("b.jpg"))]
+    return SimpleNamespace(
+        loggers=["any"],
+        log_dir=str(tmp_path),
+        is_global_zero=True,
+        strategy=SimpleNamespace(barrier=lambda name: None),
+        test_dataloaders=SimpleNamespace(dataset=SimpleNamespace(samples=samples)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("outputs", "written"),
+    [
+        ({"index": [1], "labels": [torch.tensor([[0, 2]])], "logits": [torch.zeros(3, 1, 2)]}, ["b.png"]),
+        ({"loss": torch.tensor(0.0)}, []),  # of a user's own task
+        (None, []),
+    ],
+)
+def test_test_masks_replace_those_of_an_earlier_test(outputs, written, trainer, tmp_path):
+    masks = TestMasks()
+    masks.on_test_start(trainer, None)
+    masks.on_test_batch_end(trainer, None, outputs, None, 0)
+    assert [path.name for path in (tmp_path / "test_masks").iterdir()] == written
+    if written:
+        assert np.array(Image.open(tmp_path / "test_masks" / "b.png")).tolist() == [[0, 2]]
+
+
+def test_a_fast_dev_run_writes_no_test_masks(trainer, tmp_path):
+    trainer.fast_dev_run = True
+    masks = TestMasks()
+    masks.on_test_start(trainer, None)
+    masks.on_test_batch_end(trainer, None, {"index": [1], "labels": [torch.zeros(1, 2)]}, None, 0)
+    assert [path.name for path in (tmp_path / "test_masks").iterdir()] == ["earlier.png"]

@@ -3,24 +3,26 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 from rich.console import Console
 
 from vocseg.callbacks import ResultTable
-from vocseg.callbacks.results import result_record, result_table
-from vocseg.metrics import Evaluation
+from vocseg.callbacks.results import result_table
+from vocseg.metrics import ConfusionMatrices, SegmentationMetric
 
 
-def result(of_a=1):
-    """One image: 6 background pixels, of which one is taken for a; 2 of a, taken for ``of_a``; 1 void. b is nowhere."""
-    evaluation = Evaluation(3)
+def result(label_of_a=1):
+    """One image: 6 background pixels, one of them predicted as a; 2 pixels of a, predicted as given; 1 void; no b."""
+    metric = SegmentationMetric(3)
     target = torch.tensor([[0, 0, 0], [0, 0, 0], [1, 1, 255]])
-    prediction = torch.tensor([[0, 0, 0], [0, 0, 1], [of_a, of_a, 1]])
-    evaluation.update_image(prediction, target, 0)
-    return evaluation.compute()
+    prediction = torch.tensor([[0, 0, 0], [0, 0, 1], [label_of_a, label_of_a, 1]])
+    metric.update([prediction], [target], [0])
+    return metric.compute()
 
 
-def test_the_table_stands_beside_the_all_background_row():
+def test_the_table_has_a_column_for_the_all_background_predictor():
     file = io.StringIO()
     Console(file=file, width=100).print(result_table(result(), ["background", "a", "b"], "Test"))
     rows = {cells[1].strip(): cells[2:4] for line in file.getvalue().splitlines() if len(cells := line.split("|")) > 3}
@@ -30,30 +32,58 @@ def test_the_table_stands_beside_the_all_background_row():
         "b": (math.nan, math.nan),
         "mIoU": ((5 / 6 + 2 / 3) / 2, 6 / 16),
         "pixel accuracy": (7 / 8, 6 / 8),
+        "mean class accuracy": ((5 / 6 + 1) / 2, 1 / 2),
     }
-    for name, figures in expected.items():
-        assert [cell.strip() for cell in rows[name]] == ["-" if math.isnan(f) else f"{f:.4f}" for f in figures]
+    for name, scores in expected.items():
+        assert [cell.strip() for cell in rows[name]] == [
+            "-" if math.isnan(score) else f"{score:.4f}" for score in scores
+        ]
 
 
-def test_the_record_is_valid_json_without_nan():
-    record = json.loads(json.dumps(result_record(result(), ["background", "a", "b"]), allow_nan=False))
-    assert record["iou"]["b"] is None
-    assert record["images"] == 1
+def test_the_test_scores_are_written_to_the_run_folder(tmp_path):
+    loader = SimpleNamespace(dataset=SimpleNamespace(samples=[SimpleNamespace(image="a.jpg", mask="a.png")]))
+    trainer = SimpleNamespace(
+        loggers=["any"], log_dir=str(tmp_path), is_global_zero=True, test_dataloaders=loader, ckpt_path="best.ckpt"
+    )
+    task = SimpleNamespace(results={"test": result()}, class_names=["background", "a", "b"])
+    ResultTable().on_test_end(trainer, task)
+    text = (tmp_path / "test.json").read_text()
+    assert "NaN" not in text  # which JSON does not have
+    scores = json.loads(text)
+    assert (scores["images"], scores["checkpoint"], scores["samples"]) == (
+        1,
+        "best.ckpt",
+        [{"image": "a.jpg", "mask": "a.png"}],
+    )
+    assert scores["mean_accuracy"] == pytest.approx((5 / 6 + 1) / 2)
+    assert scores["iou"] == {"background": pytest.approx(5 / 6), "a": pytest.approx(2 / 3), "b": None}
+    with np.load(tmp_path / "test.npz") as file:
+        matrices = ConfusionMatrices.from_arrays(file)
+    assert matrices[0].tolist() == [[5, 1, 0], [0, 2, 0], [0, 0, 0], [0, 1, 0]]
 
 
-def test_of_a_resumed_run_the_best_epoch_may_lie_before_the_interruption(capsys):
-    def trained(table, epoch, of_a):
+def test_a_task_without_results_prints_no_table(capsys):
+    """Such as a user's own LightningModule."""
+    trainer, table = SimpleNamespace(sanity_checking=False, is_global_zero=True), ResultTable()
+    table.on_validation_end(trainer, SimpleNamespace())
+    table.on_fit_end(trainer, SimpleNamespace())
+    table.on_test_end(trainer, SimpleNamespace())
+    assert capsys.readouterr().out == ""
+
+
+def test_the_best_epoch_of_a_resumed_run_may_be_before_the_interruption(capsys):
+    def train(table, epoch, label_of_a):
         trainer = SimpleNamespace(
             sanity_checking=False, state=SimpleNamespace(fn="fit"), current_epoch=epoch, is_global_zero=True
         )
-        task = SimpleNamespace(results={"val": result(of_a)}, class_names=["background", "a", "b"])
+        task = SimpleNamespace(results={"val": result(label_of_a)}, class_names=["background", "a", "b"])
         table.on_validation_end(trainer, task)
         table.on_fit_end(trainer, task)
         return capsys.readouterr().out
 
     before, resumed, better = ResultTable(), ResultTable(), ResultTable()
-    trained(before, epoch=3, of_a=1)
+    train(before, epoch=3, label_of_a=1)
     resumed.load_state_dict(before.state_dict())
-    assert trained(resumed, epoch=4, of_a=0) == "Best epoch 3, val/miou 0.7500: before the interruption.\n"
+    assert train(resumed, epoch=4, label_of_a=0) == "Best epoch 3, val/miou 0.7500: before the interruption.\n"
     better.load_state_dict({"epoch": 0, "miou": 0.1})
-    assert "Validation, best epoch (4)" in trained(better, epoch=4, of_a=1)
+    assert "Validation, best epoch (4)" in train(better, epoch=4, label_of_a=1)

@@ -1,4 +1,4 @@
-"""What a real run writes for TensorBoard, read back with its own EventAccumulator."""
+"""The TensorBoard events of a real run, read with TensorBoard's own EventAccumulator."""
 
 import io
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.data import DataLoader, TensorDataset
 
 from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
+from vocseg.callbacks import LineProgress, MetricsCSV, ResultTable
 from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures, covering, draws_now
 
 
@@ -37,39 +38,42 @@ def picture(event):
     return np.array(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
-def test_every_scalar_promised_is_there(events):
-    names = {"train/loss", "val/loss", "val/miou", "val/pixel_accuracy", "val/iou/disc", "val/paper_inferred/miou"}
-    names |= {"lr-AdamW/backbone", "lr-AdamW/decoder", "test/loss", "test/miou", "test/pixel_accuracy", "test/iou/disc"}
-    assert names <= set(events.Tags()["scalars"])
+def test_every_documented_scalar_is_logged_and_nothing_of_the_paper(events):
+    names = {"train/loss", "lr-AdamW/backbone", "lr-AdamW/decoder"}
+    for split in ("val", "test"):
+        names |= {f"{split}/{name}" for name in ("loss", "miou", "pixel_accuracy", "mean_accuracy", "iou/disc")}
+    logged = set(events.Tags()["scalars"])
+    assert names <= logged
+    assert not [name for name in logged if "paper" in name]
 
 
-def test_both_losses_share_a_chart(events):
+def test_training_and_validation_loss_are_in_one_chart(events):
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     assert charts["loss"] == ["train/loss", "val/loss"]
 
 
-def test_previews_come_after_each_validation_and_figures_when_asked(events):
+def test_previews_are_drawn_after_each_validation_and_figures_as_configured(events):
     assert len(events.Images("val/previews")) == 3
     assert len(events.Images("val/confusion")) == len(events.Images("val/iou")) == 1
     assert len(events.Images("test/confusion")) == len(events.Images("test/iou")) == 1
     assert [event.step for event in events.Images("val/previews")] == [e.step for e in events.Scalars("val/miou")]
     for name in ("val/previews", "val/confusion", "val/iou"):
         assert picture(events.Images(name)[0]).std() > 10  # not blank
-    first, last = (picture(events.Images("val/previews")[place]) for place in (0, -1))
+    first, last = (picture(events.Images("val/previews")[index]) for index in (0, -1))
     assert first.shape[1] == last.shape[1] == 4 + 4 * 164
     quarter = first.shape[1] // 4
-    assert np.array_equal(first[16:200, :quarter], last[16:200, :quarter])  # the same photographs and truths
+    assert np.array_equal(first[16:200, :quarter], last[16:200, :quarter])  # the same images and truths
     assert not np.array_equal(first[16:200, 2 * quarter :], last[16:200, 2 * quarter :])
 
 
-def test_a_test_in_another_process_stands_at_the_steps_its_checkpoint_saw(run, events):
+def test_a_later_test_is_logged_at_the_step_of_its_checkpoint(run, events):
     steps = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
     assert [event.step for event in events.Scalars("test/miou")] == [steps - 1]
 
 
-def test_hparams_declare_both_metrics_and_no_default_one(events):
+def test_hparams_declare_both_metrics_and_not_lightnings_default(events):
     contents = events.SummaryMetadata  # declared in the first record, before any score was known
     plugins = {}
     for name in ("_hparams_/experiment", "_hparams_/session_start_info"):
@@ -81,11 +85,11 @@ def test_hparams_declare_both_metrics_and_no_default_one(events):
     assert started["optimizer/lr"].number_value == 0.003
     assert started["data/batch_size"].number_value == 4
     assert "hp_metric" not in events.Tags()["scalars"]
-    assert all(event.value > 0 for event in events.Scalars("val/miou"))  # no made-up first value
+    assert all(event.value > 0 for event in events.Scalars("val/miou"))  # no placeholder as the first value
 
 
-def fit_stranger(folder, logger, callbacks):
-    """Somebody else's tensors, without our data module."""
+def fit_plain_tensors(folder, logger, callbacks, task=None):
+    """Fits on random tensors, without our data module."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 16, 24, generator=generator)
     masks = torch.randint(0, 3, (4, 16, 24), generator=generator)
@@ -99,46 +103,70 @@ def fit_stranger(folder, logger, callbacks):
         enable_progress_bar=False,
         enable_checkpointing=False,
     )
-    trainer.fit(SegmentationTask(StridedEncoder(widths=(4,)), SkipDecoder, ["background", "a", "b"]), loader, loader)
+    task = task or SegmentationTask(StridedEncoder(widths=(4,)), SkipDecoder, ["background", "a", "b"])
+    trainer.fit(task, loader, loader)
 
 
-def test_other_peoples_data_is_drawn_too(tmp_path):
-    fit_stranger(tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [Charts(), MaskPreviews(2), ScoreFigures()])
+def test_images_of_other_data_are_drawn_too(tmp_path):
+    fit_plain_tensors(tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [Charts(), MaskPreviews(2), ScoreFigures()])
     events = EventAccumulator(str(tmp_path / "a" / "b")).Reload()
     assert {"val/previews", "val/confusion", "val/iou"} <= set(events.Tags()["images"])
 
 
-def test_without_tensorboard_they_are_quiet(tmp_path):
-    fit_stranger(tmp_path, CSVLogger(tmp_path), [Charts(), MaskPreviews(2), ScoreFigures()])
+class UsersTask(L.LightningModule):
+    """A task without class names, results and hyperparameters, which returns something else from its steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])}
+
+    validation_step = training_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_of_a_task_that_is_not_ours_nothing_is_drawn(tmp_path):
+    callbacks = [Charts(), MaskPreviews(2), ScoreFigures(), MetricsCSV(), ResultTable(), LineProgress()]
+    fit_plain_tensors(tmp_path, TensorBoardLogger(tmp_path, "a", "b"), callbacks, UsersTask())
+    assert EventAccumulator(str(tmp_path / "a" / "b")).Reload().Tags()["images"] == []
+    assert (tmp_path / "a" / "b" / "metrics.csv").is_file()
+
+
+def test_without_tensorboard_nothing_is_written(tmp_path):
+    fit_plain_tensors(tmp_path, CSVLogger(tmp_path), [Charts(), MaskPreviews(2), ScoreFigures()])
     assert not list(tmp_path.rglob("events*"))
 
 
-def test_they_can_be_switched_off(tmp_path):
-    fit_stranger(
+def test_the_pictures_can_be_switched_off(tmp_path):
+    fit_plain_tensors(
         tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [MaskPreviews(0), MaskPreviews(2, 0), ScoreFigures(0)]
     )
     assert EventAccumulator(str(tmp_path / "a" / "b")).Reload().Tags()["images"] == []
 
 
 @pytest.mark.parametrize(
-    ("epochs", "between", "wanted", "pictures"),
+    ("epochs", "between_validations", "every_n_epochs", "pictures"),
     [
         *((40, 1, None, 40), (200, 1, None, 50), (1000, 1, None, 50), (100, 5, None, 20), (1000, 5, None, 50)),
         *((-1, 1, None, 300), (200, 1, 2, 100), (200, 1, 0, 0)),
     ],
 )
-def test_a_long_run_draws_no_more_than_a_page_shows(epochs, between, wanted, pictures, tmp_path):
+def test_a_long_run_draws_about_fifty_pictures(epochs, between_validations, every_n_epochs, pictures, tmp_path):
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn="fit"), sanity_checking=False, loggers=[TensorBoardLogger(tmp_path)]
     )
     trainer.is_global_zero, trainer.fast_dev_run = True, False
-    trainer.max_epochs, trainer.check_val_every_n_epoch = epochs, between
+    trainer.max_epochs, trainer.check_val_every_n_epoch = epochs, between_validations
     drawn = 0
-    for trainer.current_epoch in range(between - 1, epochs if epochs > 0 else 300, between):
-        drawn += draws_now(trainer, wanted)
+    for trainer.current_epoch in range(between_validations - 1, epochs if epochs > 0 else 300, between_validations):
+        drawn += draws_now(trainer, every_n_epochs)
     assert drawn == pictures
     trainer.state.fn = "validate"
-    assert draws_now(trainer, wanted) == (wanted != 0)
+    assert draws_now(trainer, every_n_epochs) == (every_n_epochs != 0)
 
 
 def test_images_are_chosen_to_cover_the_classes():

@@ -1,49 +1,23 @@
-"""Tables and figures from hand-made records, and from those that are committed."""
+"""Tables and figures from records written by hand, and from those that are committed."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from vocseg.data.synthetic import SYNTHETIC_CLASSES
-from vocseg.metrics import Evaluation
-from vocseg.paper.records import read_record, write_record
+from vocseg.paper.protocol import paper_inferred
 from vocseg.paper.rows import declared
 
-REPOSITORY = Path(__file__).parent.parent
-FACTS = {"seed": 0, "epochs": 2, "best_epoch": 1, "minutes": 0.5, "device": "a device", "precision": "32-true"}
-CONFIG = "model: {optimizer: {init_args: {lr: 0.5, weight_decay: 0}}, decoder: {init_args: {activation: relu}}}\n"
-
-
-def make_record(folder, run_folder, right, class_names=SYNTHETIC_CLASSES, images=("test_0000", "test_0002")):
-    """A record of 20 images whose pixels are right with probability ``right``."""
-    rng = np.random.default_rng(0)
-    evaluation = Evaluation(len(class_names))
-    for index in range(20):
-        target = rng.integers(0, len(class_names), (30, 40))
-        prediction = np.where(rng.random((30, 40)) < right, target, 0)
-        evaluation.update_image(torch.from_numpy(prediction), torch.from_numpy(target), index)
-    result = evaluation.compute()
-    run_folder.mkdir(parents=True, exist_ok=True)
-    (run_folder / "config.yaml").write_text(CONFIG)
-    (run_folder / "metrics.csv").write_text(
-        "epoch,step,seconds,train/loss,val/loss,val/miou\n0,3,1.5,2.0,2.1,0.1\n1,6,1.5,1.0,1.5,0.2\n"
-    )
-    masks = {name: np.full((30, 40), 3, dtype=np.uint8) for name in images}
-    write_record(folder, run_folder, {"val": result, "test": result}, FACTS, list(class_names), masks)
-    return result
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture
-def results(tmp_path):
-    """Records of three rows, the second of table 1 being the best of it."""
+def results(create_record, tmp_path):
+    """Records of three rows; the second is the best of table 1."""
     for name, right in (("baseline_leaky", 0.3), ("baseline_relu_lr_1e-3", 0.9), ("focal_leaky", 0.5)):
-        make_record(tmp_path / "results" / name, tmp_path / "run", right)
+        create_record(tmp_path / "results" / name, right)
     return tmp_path / "results"
 
 
@@ -52,17 +26,17 @@ def table(folder, number):
         return {line["row"]: line for line in csv.DictReader(file)}
 
 
-def test_tables_hold_the_papers_figures_ours_and_the_floor(results, vocseg, tmp_path):
-    expected = make_record(tmp_path / "again", tmp_path / "run", 0.9)
-    status, _, err = vocseg("tables", "--results", results, "--to", "paper")
+def test_tables_have_the_scores_of_the_paper_ours_and_all_background(results, create_record, vocseg, tmp_path):
+    expected, resized = create_record(tmp_path / "again", 0.9)
+    status, _, err = vocseg("paper", "tables", "--results", results, "--to", "paper")
     assert (status, err) == (0, "")
     line = table(tmp_path / "paper", 1)["baseline_relu_lr_1e-3"]
     assert (line["paper_val_accuracy"], line["paper_test_iou"]) == ("0.7466", "0.0588")
     assert line["of_record_test_iou"] == f"{expected.miou:.4f}"
     assert line["of_record_val_accuracy"] == f"{expected.pixel_accuracy:.4f}"
-    assert line["paper_inferred_val_iou"] == f"{expected.paper_inferred()['miou']:.4f}"
+    assert line["paper_inferred_val_iou"] == f"{paper_inferred(resized)['miou']:.4f}"
     assert float(line["test_iou_low"]) < expected.miou < float(line["test_iou_high"])
-    assert (line["lr"], line["activation"]) == ("0.5", "relu")  # the record's own, not the declared
+    assert (line["lr"], line["activation"]) == ("0.5", "relu")  # as recorded, not as declared
     floor = table(tmp_path / "paper", 1)["all background"]
     assert floor["of_record_val_iou"] == f"{expected.all_background()['miou']:.4f}"
     assert table(tmp_path / "paper", 6)["transfer"]["epochs"] == "not run: needs ImageNet weights of ResNet-34"
@@ -72,10 +46,9 @@ def test_tables_hold_the_papers_figures_ours_and_the_floor(results, vocseg, tmp_
     assert all(f"| {name} |" in text for name in declared().rows)
 
 
-def test_claims_are_differences_between_rows_on_the_same_images(results, vocseg, tmp_path):
-    worse = make_record(tmp_path / "worse", tmp_path / "run", 0.3)
-    better = make_record(tmp_path / "better", tmp_path / "run", 0.9)
-    assert vocseg("tables", "--results", results, "--to", "paper")[0] == 0
+def test_claims_are_differences_between_rows_on_the_same_images(results, create_record, vocseg, tmp_path):
+    worse, better = (create_record(tmp_path / "other", right)[0] for right in (0.3, 0.9))
+    assert vocseg("paper", "tables", "--results", results, "--to", "paper")[0] == 0
     with (tmp_path / "paper" / "claims.csv").open() as file:
         lines = {(line[1], line[2]): line[3:] for line in csv.reader(file)}
     difference, interval, accuracy, *_ = lines["baseline_leaky", "baseline_relu_lr_1e-3"]
@@ -86,9 +59,9 @@ def test_claims_are_differences_between_rows_on_the_same_images(results, vocseg,
     assert lines["residual", "baseline_leaky"][0] == "not run"
 
 
-def test_they_rebuild_to_the_byte(results, vocseg, tmp_path):
+def test_tables_and_figures_rebuild_to_the_byte(results, vocseg, tmp_path):
     for folder in ("first", "second"):
-        assert vocseg("tables", "--results", results, "--to", folder)[0] == 0
+        assert vocseg("paper", "tables", "--results", results, "--to", folder)[0] == 0
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert "figure_06_loss.png" in files
     for name in files:
@@ -96,19 +69,21 @@ def test_they_rebuild_to_the_byte(results, vocseg, tmp_path):
 
 
 def test_the_committed_tables_rebuild_to_the_byte(vocseg, tmp_path):
-    experiments = REPOSITORY / "experiments"
-    shutil.copytree(experiments / "results", tmp_path / "e" / "results")
-    shutil.copy(experiments / "RESULTS.md", tmp_path / "e" / "RESULTS.md")
-    assert vocseg("tables", "--results", tmp_path / "e" / "results", "--to", tmp_path / "e" / "paper")[0] == 0
+    shutil.copytree(EXPERIMENTS / "results", tmp_path / "e" / "results")
+    shutil.copy(EXPERIMENTS / "RESULTS.md", tmp_path / "e" / "RESULTS.md")
+    words = ("--results", tmp_path / "e" / "results", "--to", tmp_path / "e" / "paper")
+    status, _, err = vocseg("paper", "tables", *words)
+    assert (status, err) == (0, "")
     rebuilt = sorted(path for path in (tmp_path / "e" / "paper").iterdir() if path.suffix != ".png")
-    assert len(rebuilt) == 9  # seven tables, the claims, and all in Markdown
+    names = ["claims.csv", *(f"table_{number}.csv" for number in range(1, 8)), "tables.md"]
+    assert [path.name for path in rebuilt] == names
     for path in rebuilt:
-        assert path.read_bytes() == (experiments / "paper" / path.name).read_bytes(), path.name
-    assert (tmp_path / "e" / "RESULTS.md").read_bytes() == (experiments / "RESULTS.md").read_bytes()
+        assert path.read_bytes() == (EXPERIMENTS / "paper" / path.name).read_bytes(), path.name
+    assert (tmp_path / "e" / "RESULTS.md").read_bytes() == (EXPERIMENTS / "RESULTS.md").read_bytes()
 
 
 def test_masks_of_each_tables_best_row_are_drawn(results, voc_root, vocseg, tmp_path):
-    status, _, err = vocseg("tables", "--results", results, "--to", "paper", "--data.root", voc_root)
+    status, _, err = vocseg("paper", "tables", "--results", results, "--to", "paper", "--data.root", voc_root)
     assert (status, err) == (0, "")
     pictures = {path.name for path in (tmp_path / "paper").glob("*.png")}
     assert pictures == {f"figure_{name}.png" for name in ("06_loss", "07_masks", "14_loss", "15_masks")}
@@ -118,11 +93,11 @@ def test_masks_of_each_tables_best_row_are_drawn(results, voc_root, vocseg, tmp_
             assert min(image.size) > 200
 
 
-def test_a_document_beside_the_records_gets_the_tables_between_its_marks(results, vocseg, tmp_path):
+def test_a_document_beside_the_records_gets_the_tables_between_its_markers(results, vocseg, tmp_path):
     document = tmp_path / "RESULTS.md"
-    document.write_text("before\n<!-- tables: written by `vocseg tables` -->\nold\n<!-- end of tables -->\nafter\n")
+    document.write_text("before\n<!-- tables: written by `vocseg paper tables` -->\nold\n<!-- end of tables -->\nafter\n")
     for _ in range(2):
-        assert vocseg("tables", "--results", results, "--to", "paper")[0] == 0
+        assert vocseg("paper", "tables", "--results", results, "--to", "paper")[0] == 0
         text = document.read_text()
         assert text.startswith("before\n")
         assert text.endswith("<!-- end of tables -->\nafter\n")
@@ -130,26 +105,27 @@ def test_a_document_beside_the_records_gets_the_tables_between_its_marks(results
         assert text.count("### Table 1: Baseline") == 1
 
 
-def test_no_records_are_told(vocseg, tmp_path):
-    status, _, err = vocseg("tables", "--results", tmp_path / "none")
+def test_a_folder_without_records_is_an_error(vocseg, tmp_path):
+    status, _, err = vocseg("paper", "tables", "--results", tmp_path / "none")
     assert status == 1
     assert "There are no records of rows" in err
-    assert "vocseg rows" in err
+    assert "vocseg paper rows" in err
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda folder: (folder / "matrices.npz").unlink(), "matrices.npz is missing"),
-        (lambda folder: (folder / "matrices.npz").write_bytes(b"PK\x03\x04 half"), "cannot be read"),
+        (lambda folder: (folder / "val.npz").unlink(), "val.npz is missing"),
+        (lambda folder: (folder / "test_paper_inferred.npz").unlink(), "test_paper_inferred.npz is missing"),
+        (lambda folder: (folder / "val.npz").write_bytes(b"PK\x03\x04 incomplete"), "cannot be read"),
         (lambda folder: (folder / "record.json").write_text('{"row": '), "cannot be read"),
         (lambda folder: (folder / "metrics.csv").unlink(), "metrics.csv is missing"),
-        (lambda folder: shutil.rmtree(folder / "masks"), None),
+        (lambda folder: shutil.rmtree(folder / "test_masks"), None),
     ],
 )
-def test_a_half_written_record_is_told_and_the_rest_reported(spoil, says, results, vocseg, tmp_path):
+def test_a_broken_record_is_named_and_the_rest_is_reported(spoil, says, results, vocseg, tmp_path):
     spoil(results / "focal_leaky")
-    status, _, err = vocseg("tables", "--results", results, "--to", "paper")
+    status, _, err = vocseg("paper", "tables", "--results", results, "--to", "paper")
     assert (status, says is None) in ((0, True), (1, False))
     assert says is None or (says in err and "focal_leaky" in err)
     assert "Traceback" not in err
@@ -157,26 +133,16 @@ def test_a_half_written_record_is_told_and_the_rest_reported(spoil, says, result
     assert table(tmp_path / "paper", 5)["focal_leaky"]["epochs"] == ("2" if says is None else "not run")
 
 
-def test_a_record_of_other_classes_is_left_out(results, vocseg, tmp_path):
-    make_record(results / "focal_leaky", tmp_path / "run", 0.5, class_names=("background", "a", "b"))
-    status, _, err = vocseg("tables", "--results", results, "--to", "paper")
+def test_a_record_of_other_classes_is_left_out(results, create_record, vocseg, tmp_path):
+    create_record(results / "focal_leaky", 0.5, class_names=("background", "a", "b"))
+    status, _, err = vocseg("paper", "tables", "--results", results, "--to", "paper")
     assert status == 1
     assert "focal_leaky is of other classes than the rest (3 instead of 7)" in err
     assert table(tmp_path / "paper", 5)["focal_leaky"]["epochs"] == "not run"
 
 
-def test_a_tree_without_the_photographs_is_told(results, voc_root, vocseg, tmp_path):
-    make_record(results / "baseline_leaky", tmp_path / "run", 1.0, images=("elsewhere",))
-    status, _, err = vocseg("tables", "--results", results, "--to", "paper", "--data.root", voc_root)
+def test_an_image_that_the_tree_does_not_have_is_named(results, create_record, voc_root, vocseg, tmp_path):
+    create_record(results / "baseline_leaky", 1.0, images=("elsewhere",))
+    status, _, err = vocseg("paper", "tables", "--results", results, "--to", "paper", "--data.root", voc_root)
     assert status == 1
     assert "shows elsewhere" in err
-
-
-def test_a_record_comes_back_as_it_was(results, tmp_path):
-    expected = make_record(tmp_path / "again", tmp_path / "run", 0.9)
-    record = read_record(tmp_path / "again")
-    assert torch.equal(record.matrices["val"], expected.matrices)
-    assert torch.equal(record.squashed["test"], expected.squashed)
-    assert [line["val/miou"] for line in record.lines] == [0.1, 0.2]
-    assert json.loads((tmp_path / "again" / "record.json").read_text())["test"]["miou"] == expected.miou
-    assert not list(tmp_path.glob(".*"))  # nothing half-written stays

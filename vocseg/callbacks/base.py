@@ -3,9 +3,12 @@
 Lightning sets some attributes of its Trainer without declaring them, and a user's own task need not have ours.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from torch import Tensor
 
 from vocseg.run_folder import RunFolder
 
@@ -30,3 +33,10 @@ def run_folder_of(trainer: L.Trainer) -> RunFolder | None:
 def class_names_of(pl_module: L.LightningModule) -> list[str]:
     """The task's class names; empty where it has none."""
     return list(getattr(pl_module, "class_names", ()))
+
+
+def labelled_images(outputs: Any) -> list[tuple[int, Tensor]]:
+    """Index and label map of each image of an evaluation step; empty where the step returned something else."""
+    if not isinstance(outputs, Mapping) or not {"index", "labels"} <= set(outputs):
+        return []
+    return list(zip(outputs["index"], outputs["labels"], strict=True))

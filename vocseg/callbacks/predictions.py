@@ -1,6 +1,6 @@
 """Writers of predictions: palette PNG files, overlays, probabilities, and a page that shows them all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vocseg import pages
-from vocseg.callbacks.base import class_names_of, run_folder_of
+from vocseg.callbacks.base import class_names_of, labelled_images, run_folder_of
 from vocseg.data.files import read_image
 from vocseg.metrics import all_gather_objects
 from vocseg.plots import legend_of, overlay
@@ -139,9 +139,9 @@ class TestMasks(L.Callback):
     ) -> None:
         """Writes one batch's."""
         samples = getattr(getattr(trainer.test_dataloaders, "dataset", None), "samples", None)
-        if samples is None or self._folder is None or not isinstance(outputs, Mapping):
+        if samples is None or self._folder is None:
             return
-        for index, labels in zip(outputs["index"], outputs["labels"], strict=True):
+        for index, labels in labelled_images(outputs):
             write_mask(self._folder.test_masks / f"{samples[index].image.stem}.png", labels.cpu().numpy())
 
 

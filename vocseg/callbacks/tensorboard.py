@@ -4,7 +4,6 @@ Nothing of it is done when the run does not log to TensorBoard, and only rank 0 
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -14,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from vocseg.callbacks.base import class_names_of, datamodule_of, is_fast_dev_run
+from vocseg.callbacks.base import class_names_of, datamodule_of, is_fast_dev_run, labelled_images
 from vocseg.data.datasets import SegmentationDataset
 from vocseg.data.files import read_sample
 from vocseg.data.transforms import MEAN, STD
@@ -70,11 +69,11 @@ class MaskPreviews(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the images of a batch that are to be drawn."""
-        if not self._due(trainer) or not isinstance(outputs, Mapping):
+        if not self._due(trainer):
             return
         if self._wanted is None:
             self._wanted = self._choose(trainer)
-        for position, (index, labels) in enumerate(zip(outputs["index"], outputs["labels"], strict=True)):
+        for position, (index, labels) in enumerate(labelled_images(outputs)):
             if index in self._wanted:
                 prediction = labels.cpu().numpy().astype(np.uint8)
                 image, truth = _image_and_truth(trainer, batch, position, index)
