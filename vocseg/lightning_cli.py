@@ -130,12 +130,14 @@ class VocsegCLI(LightningCLI):
 
     best: ModelCheckpoint
     last: ModelCheckpoint
+    parsers: list[LightningArgumentParser]
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose ``--config`` knows the packaged experiments."""
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
         parser = LightningArgumentParser(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigFile, help="A config file, or a packaged experiment's name.")
+        self.parsers = [*getattr(self, "parsers", []), parser]  # the main one, then one per subcommand
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -206,7 +208,8 @@ class VocsegCLI(LightningCLI):
         try:
             return parser.parse_args(words)
         except ArgumentError as error:
-            raise VocsegError(explain(error.message, configs, self._parser(words[0]))) from error
+            options = dict(zip(self.subcommands(), self.parsers[1:], strict=True))[words[0]]
+            raise VocsegError(explain(error.message, configs, options)) from error
 
     def before_instantiate_classes(self) -> None:
         """Sets the checkpoint's path again, and what depends on other settings."""

@@ -27,11 +27,13 @@ def draw_matrices(right, classes, images=20, pixels=1200):
 def create_record(tmp_path):
     """Writes a record of 20 images; returns its result, which is that of val and of test."""
 
-    def create(folder, right, class_names=SYNTHETIC_CLASSES, images=("test_0000", "test_0002")):
+    def create(
+        folder, right, class_names=SYNTHETIC_CLASSES, images=("test_0000", "test_0002"), config=CONFIG, metrics=METRICS
+    ):
         run_folder = RunFolder(tmp_path / "run")
         run_folder.path.mkdir(exist_ok=True)
-        run_folder.config.write_text(CONFIG)
-        run_folder.metrics.write_text(METRICS)
+        run_folder.config.write_text(config)
+        run_folder.metrics.write_text(metrics)
         for name in images:
             write_mask(run_folder.test_masks / f"{name}.png", np.full((30, 40), 3))
         masks = [run_folder.test_masks / f"{name}.png" for name in images]

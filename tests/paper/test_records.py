@@ -1,7 +1,6 @@
 """Records: written and read, and those that are committed."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from vocseg.data.labels import VOC_CLASSES
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.errors import VocsegError
 from vocseg.metrics import scores_of
-from vocseg.paper.records import read_record, write_record
+from vocseg.paper.records import read_record
 from vocseg.paper.rows import declared
 from vocseg.run_folder import RunFolder, read_run
 
@@ -47,29 +46,60 @@ def test_a_record_reads_as_it_was_written(create_record, tmp_path):
 
 
 def test_a_failure_while_writing_keeps_the_previous_record(create_record, tmp_path):
-    result, resized = create_record(tmp_path / "results" / "row", 0.9)
-    both = {"val": result, "test": result}
-    missing = [tmp_path / "none.png"]
-    with pytest.raises(FileNotFoundError):
-        write_record(
-            tmp_path / "results" / "row",
-            RunFolder(tmp_path / "run"),
-            both,
-            dict.fromkeys(both, resized),
-            {},
-            SYNTHETIC_CLASSES,
-            missing,
-        )
-    assert read_record(tmp_path / "results" / "row").facts["device"] == "a device"
+    create_record(tmp_path / "results" / "row", 0.9)
+    with pytest.raises(yaml.YAMLError):
+        create_record(tmp_path / "results" / "row", 0.1, config="{")
+    assert scores_of(read_record(tmp_path / "results" / "row").scores["val"].matrices.total())["miou"] > 0.5
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["row"]
 
 
-def test_a_record_has_neither_paths_of_the_machine_nor_needless_digits(create_record, tmp_path):
+def test_a_record_has_neither_absolute_paths_nor_needless_digits(create_record, tmp_path):
+    config = {"data": {"root": "/home/someone/voc", "year": "2007"}, "list": [{"folder": "/mnt/disk"}, "a/b"]}
+    metrics = "epoch,step,seconds,val/miou\n0,1234567,1.5,0.123456789\n"
+    create_record(tmp_path / "row", 0.9, config=json.dumps(config), metrics=metrics)
+    record = read_record(tmp_path / "row")
+    expected = {"data": {"root": "/path/to/voc", "year": "2007"}, "list": [{"folder": "/path/to/disk"}, "a/b"]}
+    assert record.configs == [expected]
+    assert record.folder.metrics.read_text() == "epoch,step,seconds,val/miou\n0,1234567,1.5,0.123457\n"
+
+
+@pytest.mark.parametrize("name", ["record.json", "config.yaml", "metrics.csv", "val.json", "test_paper_inferred.npz"])
+def test_an_incomplete_record_names_the_missing_file(name, create_record, tmp_path):
     create_record(tmp_path / "row", 0.9)
-    run_folder = RunFolder(tmp_path / "run")
-    config = {"data": {"root": "/home/someone/voc", "year": "2007"}, "callbacks": [{"folder": "/mnt/disk"}]}
-    run_folder.config.write_text(yaml.safe_dump(config))
-    (run_folder.path / "config_1.yaml").write_text(yaml.safe_dump(config))
-    run_folder.metrics.write_text("epoch,step,seconds,val/miou\n0,1234567,1.5,0.123456789\n")
-    result, resized = read_record(tmp_path / "row").scores["val"], None
-    assert result is not None and resized is None
+    (tmp_path / "row" / name).unlink()
+    with pytest.raises(VocsegError, match=f"row is incomplete: {name} is missing"):
+        read_record(tmp_path / "row")
+
+
+def test_29_records_are_committed():
+    assert len(COMMITTED) == 29
+    assert set(COMMITTED) >= SCORES_ONLY
+    assert set(COMMITTED) - SCORES_ONLY <= set(declared().rows)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_each_committed_record_reads_and_has_one_format(name):
+    run = read_run(RunFolder(RESULTS / name))
+    assert {"commit", "device", "precision", "versions", "seed", "experiment", "minutes"} <= set(run.facts)
+    assert (len(run.lines), run.best_epoch) == (run.facts["epochs"], run.facts["best_epoch"])
+    assert [line["epoch"] for line in run.lines] == list(range(len(run.lines)))
+    assert len(run.configs) == 1
+    assert run.class_names == list(VOC_CLASSES)
+    if name in SCORES_ONLY:
+        assert list(run.scores) == ["test"]
+        return
+    read_record(RESULTS / name)  # complains of what is missing
+    for split, images in (("val", 213), ("test", 210)):
+        scores = run.scores[split]
+        assert scores.summary["images"] == len(scores.matrices) == len(scores.resized) == images
+        derived = scores_of(scores.matrices.total())
+        assert derived == pytest.approx({name: scores.summary[name] for name in derived}, abs=1e-6)
+        assert scores.resized.counts.sum() == images * 224 * 224
+        with np.load(run.folder.matrices(split)) as file:
+            assert set(file.files) == {"num_classes", "offsets", "cells", "counts"}
+
+
+def test_committed_records_have_no_other_files():
+    suffixes = {path.suffix for path in RESULTS.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".yaml", ".csv", ".npz", ".png"}
+    assert {path.parent.name for path in RESULTS.rglob("*.png")} == {"test_masks"}

@@ -95,7 +95,9 @@ def test_masks_of_each_tables_best_row_are_drawn(results, voc_root, vocseg, tmp_
 
 def test_a_document_beside_the_records_gets_the_tables_between_its_markers(results, vocseg, tmp_path):
     document = tmp_path / "RESULTS.md"
-    document.write_text("before\n<!-- tables: written by `vocseg paper tables` -->\nold\n<!-- end of tables -->\nafter\n")
+    document.write_text(
+        "before\n<!-- tables: written by `vocseg paper tables` -->\nold\n<!-- end of tables -->\nafter\n"
+    )
     for _ in range(2):
         assert vocseg("paper", "tables", "--results", results, "--to", "paper")[0] == 0
         text = document.read_text()
