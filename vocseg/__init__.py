@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         StridedEncoder,
         UNetEncoder,
     )
+    from vocseg.data.base import SegmentationDataModule
+    from vocseg.data.synthetic import SyntheticDataModule
     from vocseg.data.voc import VOCDataModule
     from vocseg.decoders import (
         Decoder,
@@ -45,10 +47,12 @@ __all__ = [
     "ResNet",
     "ResidualDecoder",
     "Schedule",
+    "SegmentationDataModule",
     "SegmentationNetwork",
     "SegmentationTask",
     "SkipDecoder",
     "StridedEncoder",
+    "SyntheticDataModule",
     "UNetDecoder",
     "UNetEncoder",
     "VOCDataModule",
@@ -58,6 +62,8 @@ __all__ = [
 
 _MODULES = {
     "vocseg.backbones": ("Backbone", "ListedUNetEncoder", "MobileNetV2", "ResNet", "StridedEncoder", "UNetEncoder"),
+    "vocseg.data.base": ("SegmentationDataModule",),
+    "vocseg.data.synthetic": ("SyntheticDataModule",),
     "vocseg.data.voc": ("VOCDataModule",),
     "vocseg.decoders": (
         *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder"),

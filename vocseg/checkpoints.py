@@ -94,7 +94,23 @@ def checkpoint_settings(path: str | Path) -> dict[str, Any]:
     model.pop("class_names", None)  # comes from the data
     data = dict(checkpoint.get(L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {})
     seed = data.pop("seed", 0)
-    return {"seed_everything": seed, "model": model, "data": data}
+    own = written_by_vocseg(checkpoint)
+    data_class = own.get("data_class") or "vocseg.VOCDataModule"
+    if data.get("root") == "synthetic":  # vocseg 0.1.0 had one class for both
+        data_class = "vocseg.SyntheticDataModule"
+        of_a_tree = ("root", "year", "class_names", "train_split", "val_split", "test_split")
+        data = {name: value for name, value in data.items() if name not in of_a_tree}
+    return {
+        "seed_everything": seed,
+        "model": _checked(own.get("model_class") or "vocseg.SegmentationTask", model, L.LightningModule, "model"),
+        "data": _checked(data_class, data, L.LightningDataModule, "data"),
+    }
+
+
+def _checked(class_path: str, init_args: dict[str, Any], base: type, role: str) -> dict[str, Any]:
+    config = {"class_path": class_path, "init_args": init_args}
+    factory_from_config({"class_path": class_path}, role, base)  # builds nothing, but refuses any other class
+    return config
 
 
 def last_checkpoint(

@@ -74,10 +74,7 @@ def to_config(component: Any, *, skip: int = 0) -> Config | None:
         takes_no_arguments = len(inspect.signature(made_by.__init__).parameters) == 1
         if init_args is None and isinstance(component, nn.Module) and takes_no_arguments:
             init_args = {}
-    class_path = f"{made_by.__module__}.{getattr(made_by, '__qualname__', made_by)}"
-    name = class_path.rpartition(".")[2]
-    if class_path.startswith("vocseg.") and getattr(vocseg, name, None) is made_by:
-        class_path = f"vocseg.{name}"  # the public name stays valid when the class moves inside the package
+    class_path = class_path_of(made_by)
     if init_args is None or made_by.__module__ == "__main__" or "<" in class_path:
         return {"unrecorded": class_path}
     leading = list(inspect.signature(made_by.__init__).parameters)[1 : 1 + skip]
@@ -86,6 +83,14 @@ def to_config(component: Any, *, skip: int = 0) -> Config | None:
     except TypeError:
         return {"unrecorded": class_path}
     return {"class_path": class_path, "init_args": plain}
+
+
+def class_path_of(made_by: Any) -> str:
+    """The import path of a class; the public one where vocseg exports it, which stays valid when the class moves."""
+    class_path = f"{made_by.__module__}.{getattr(made_by, '__qualname__', made_by)}"
+    name = class_path.rpartition(".")[2]
+    exported = class_path.startswith("vocseg.") and getattr(vocseg, name, None) is made_by
+    return f"vocseg.{name}" if exported else class_path
 
 
 def from_config(component: Any, role: str, base: type) -> Any:

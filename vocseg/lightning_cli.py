@@ -24,6 +24,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import vocseg.backbones
+import vocseg.data.synthetic
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
 from vocseg.callbacks import (
     Charts,
@@ -40,7 +41,7 @@ from vocseg.callbacks import (
 )
 from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, last_checkpoint
 from vocseg.cli_errors import explain
-from vocseg.components import to_config
+from vocseg.components import class_path_of, to_config
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
@@ -69,8 +70,6 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
     try:
         return (cli_class or VocsegCLI)(
-            SegmentationTask,
-            VOCDataModule,
             save_config_callback=SaveFitConfig,
             seed_everything_default=0,
             parser_kwargs={
@@ -160,15 +159,20 @@ class VocsegCLI(LightningCLI):
         parser.add_lightning_class_args(ScoreFigures, "figures")
         parser.set_defaults(
             {
-                "model.optimizer": to_config(default_optimizer),
+                "model": {
+                    "class_path": class_path_of(SegmentationTask),
+                    "init_args": {"optimizer": to_config(default_optimizer)},
+                },
+                "data": {"class_path": class_path_of(VOCDataModule)},
                 "checkpoint.monitor": "val/miou",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
         )
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+        # a user's own classes need not have these settings
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line, with the settings of the checkpoint that it names as defaults."""
@@ -216,17 +220,20 @@ class VocsegCLI(LightningCLI):
         settings = self._settings()
         settings.ckpt_path = self._checkpoint
         settings.weights_only = True  # Lightning's default would unpickle what the file holds
-        if not isinstance(settings.seed_everything, bool):
-            settings.data.seed = settings.seed_everything  # a random one is chosen only now
+        if not isinstance(settings.seed_everything, bool) and "seed" in settings.data.get("init_args", {}):
+            settings.data.init_args.seed = settings.seed_everything  # a random one is chosen only now
         if settings.trainer.limit_val_batches == 0:  # without validation there is no best checkpoint
             settings.checkpoint.monitor, settings.checkpoint.save_top_k = None, 0
 
     def after_instantiate_classes(self) -> None:
         """Records the components as the config describes them: it knows those of a user's own classes, too."""
-        # by name also where the data module chose them, or they would seem changed when the run is resumed
-        self._settings().data.class_names = list(self.datamodule.class_names)
-        dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]["model"]
-        self.model.save_hyperparameters({**dumped, "class_names": self.model.class_names})
+        settings = self._settings()
+        if "class_names" in settings.data.get("init_args", {}):
+            # by name also where the data module chose them, or they would seem changed when the run is resumed
+            settings.data.init_args.class_names = list(self.datamodule.class_names)
+        if isinstance(self.model, SegmentationTask):
+            dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]["model"]
+            self.model.save_hyperparameters({**dumped["init_args"], "class_names": self.model.class_names})
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Builds the trainer, with vocseg's loggers and callbacks unless the config has its own."""
@@ -265,7 +272,7 @@ class VocsegCLI(LightningCLI):
         )
         self.best, self.last = best, last
         guards: list[L.Callback] = [
-            StepSeeds(self.datamodule.seed),
+            StepSeeds(int(self._settings().seed_everything)),
             StopOnNaN(last),
             GracefulShutdown(last, self._resume_command),
         ]
@@ -280,7 +287,8 @@ class VocsegCLI(LightningCLI):
         best = _shown(self.best.best_model_path or self.last.best_model_path)
         score = self.best.best_model_score
         scored = "not known: nothing was validated" if score is None else f"{self.best.monitor} {score:.4f}"
-        image = _shown(self.datamodule.datasets["val"].samples[0].image)
+        datasets = getattr(self.datamodule, "datasets", {})
+        image = _shown(datasets["val"].samples[0].image) if "val" in datasets else "IMAGES"
         logger = self.trainer.loggers[0]
         print(
             f"\nRun folder  {_shown(logger.log_dir or '')}\n"
@@ -375,7 +383,7 @@ def _run_name(settings: Any, configs: Sequence[str]) -> str | None:
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names."""
     if not isinstance(settings, dict) or not settings:
-        return {prefix.removesuffix("."): settings}
+        return {prefix.removesuffix(".").replace(".init_args", ""): settings}
     parts = (_flat(value, f"{prefix}{name}.") for name, value in settings.items())
     return {name: value for part in parts for name, value in part.items()}
 

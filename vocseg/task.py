@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
 from vocseg.checkpoints import with_current_keys, written_by_vocseg
-from vocseg.components import factory_from_config, from_config, to_config
+from vocseg.components import class_path_of, factory_from_config, from_config, to_config
 from vocseg.data.labels import VOC_CLASSES
 from vocseg.errors import VocsegError
 from vocseg.inference import batch_logits, label_map, preprocess, probability_map
@@ -238,8 +238,11 @@ class SegmentationTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": attach_scheduler(self.schedule, optimizer, self.trainer)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the epoch's running loss and the optimizer's configured settings."""
+        """Adds the epoch's running loss, the optimizer's configured settings, and the classes of task and data."""
+        datamodule = _datamodule(self.trainer)
         written_by_vocseg(checkpoint).update(
+            model_class=class_path_of(type(self)),
+            data_class=None if datamodule is None else class_path_of(type(datamodule)),
             train_loss={name: torch.as_tensor(value).cpu() for name, value in self.train_loss.metric_state.items()},
             optimizer_settings=self._optimizer_settings,
         )

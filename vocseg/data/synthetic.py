@@ -10,16 +10,39 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from vocseg.data.base import SegmentationDataModule
+from vocseg.data.files import Sample, read_split
 from vocseg.data.labels import VOC_PALETTE, VOID
 from vocseg.errors import VocsegError
 
 SYNTHETIC_CLASSES = ("background", "disc", "ring", "square", "triangle", "cross", "star")
 
 _FORMAT_VERSION = 1  # increase it when the images change, so that older trees are recognised
+
+
+class SyntheticDataModule(SegmentationDataModule):
+    """Synthetic images, written to the user's cache on first use: 400 for training, 48 each for val and test.
+
+    Args:
+        **settings: as :class:`vocseg.data.base.SegmentationDataModule`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(SYNTHETIC_CLASSES, **settings)
+
+    def prepare_data(self) -> None:
+        """Writes the images if they do not exist."""
+        if not self.is_predicting:
+            write_tree(synthetic_root())
+
+    def samples(self, role: str) -> list[Sample]:
+        """The samples of a role."""
+        return read_split(synthetic_root() / "VOCdevkit" / "VOC2007", role)
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:

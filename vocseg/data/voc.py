@@ -1,83 +1,28 @@
-"""PASCAL VOC as a LightningDataModule."""
+"""PASCAL VOC, and folders in its layout, as a data module."""
 
-import os
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import lightning as L
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-
-from vocseg.data.datasets import (
-    EpochSampler,
-    PredictionDataset,
-    ResumableLoader,
-    SegmentationDataset,
-    collate,
-    prepare_worker,
-)
-from vocseg.data.files import candidate_trees, check_samples, count_pixels, find_images, find_tree, read_split
-from vocseg.data.labels import VOC_CLASSES, VOID
-from vocseg.data.synthetic import SYNTHETIC_CLASSES, synthetic_root, write_tree
-from vocseg.data.transforms import (
-    EVAL_PIPELINES,
-    TRAIN_PIPELINES,
-    Pipeline,
-    check_only_resizes,
-    make_transforms,
-    transform_to_config,
-)
+from vocseg.data.base import SegmentationDataModule
+from vocseg.data.files import Sample, candidate_trees, find_tree, read_split
+from vocseg.data.labels import VOC_CLASSES
 from vocseg.errors import VocsegError
 
-SYNTHETIC = "synthetic"
-# not list[Any]: jsonargparse would build any class that an untrusted config or checkpoint names
-Transforms = str | list[str | dict]
-Loader = TypeVar("Loader", bound=DataLoader)
 
-
-class VOCDataModule(L.LightningDataModule):
-    """VOC2007, VOC2012, a folder with the same layout, or synthetic images (to try vocseg without VOC).
-
-    The batches are dictionaries:
-
-    - Training: ``image`` float32 [B, 3, h, w], ``mask`` int64 [B, h, w] with 255 = void, and ``index`` int64 [B], the
-      indices of the samples in the split's list.
-    - Evaluation: also ``original_mask``, a list of uint8 [H_i, W_i] as stored, and ``input_size`` int64 [B, 2], height
-      and width before padding. Images of different sizes are padded on the right and at the bottom.
-    - Prediction: ``image``, ``input_size``, ``original_size`` int64 [B, 2], ``path`` (list of str), and ``unreadable``,
-      a list of messages about images that cannot be read.
-
-    Several processes divide every split among them without repeating a sample, so an evaluation batch of one process
-    may have no image.
+class VOCDataModule(SegmentationDataModule):
+    """VOC2007, VOC2012, or a folder with the same layout.
 
     Args:
         root: the folder that holds ``VOCdevkit/VOC<year>`` or ``VOC<year>``, or a tree itself (``JPEGImages``,
-            ``SegmentationClass``, ``ImageSets/Segmentation``); or ``synthetic``: synthetic images, which are written
-            to the user's cache.
+            ``SegmentationClass``, ``ImageSets/Segmentation``).
         year: 2007 or 2012.
         download: download the official archive with torchvision if the tree does not exist.
-        class_names: one name per label, for your own data; None: VOC's 21 classes, or those of the synthetic images.
+        class_names: one name per label, for your own data; None: VOC's 21 classes.
         train_split: the name of the list for training.
         val_split: the name of the list for validation.
         test_split: the name of the list for testing. The test masks of VOC2012 were never published.
-        image_size: height and width of the network's input in pixels, or one number for both.
-        batch_size: images per batch and process.
-        num_workers: worker processes that load data; None: one per CPU core, at most 8.
-        train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper) or a list of
-            albumentations transforms.
-        eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
-            resize and change colours.
-        void_trains_as: in training, void pixels are ``ignored`` or have the label 0 (``background``, as in the course
-            that the paper was written for). Pixels that a transform adds are always ignored. Scores ignore void in
-            either case.
-        in_memory: keep the decoded images in memory (0.7 MB per VOC image).
-        seed: the seed of all random draws of the data. Transforms depend on (seed, epoch, index), the order of the
-            training samples depends on (seed, epoch).
-        predict_path: an image, a folder of images, or a glob pattern, for prediction.
+        **settings: as :class:`vocseg.data.base.SegmentationDataModule`.
 
     Raises:
         VocsegError: a setting, the tree or a file is not usable; the message says how to mend it.
@@ -85,92 +30,38 @@ class VOCDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        root: str = SYNTHETIC,
+        root: str,
         year: Literal["2007", "2012"] = "2007",
         download: bool = False,
         class_names: list[str] | None = None,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
-        image_size: int | tuple[int, int] = 224,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        train_transforms: Transforms = "resize",
-        eval_transforms: Transforms = "resize",
-        void_trains_as: Literal["ignored", "background"] = "ignored",
-        in_memory: bool = False,
-        seed: int = 0,
-        predict_path: str | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.synthetic = str(root) == SYNTHETIC
+        super().__init__(class_names or VOC_CLASSES, **settings)
         self.root = Path(root).expanduser()
         self.year, self.download = year, download
-        default_names = SYNTHETIC_CLASSES if self.synthetic else VOC_CLASSES
-        self.class_names = list(class_names or default_names)
-        if not 2 <= len(self.class_names) <= VOID - 1:
-            raise VocsegError(f"class_names must name 2 to {VOID - 1} classes, got {len(self.class_names)}.")
         self.splits = {"train": train_split, "val": val_split, "test": test_split}
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.image_size = (height, width)
-        if min(self.image_size) < 1 or batch_size < 1:
-            raise VocsegError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}.")
-        self.batch_size = batch_size
-        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
-        self.train_transforms = make_transforms(train_transforms, TRAIN_PIPELINES, self.image_size, "train_transforms")
-        self.eval_transforms = make_transforms(eval_transforms, EVAL_PIPELINES, self.image_size, "eval_transforms")
-        self.void_trains_as = void_trains_as
-        self.in_memory, self.seed = in_memory, seed
-        self.predict_path = predict_path
         self.save_hyperparameters(
             {
                 # absolute, because a checkpoint may be used from another folder
-                "root": SYNTHETIC if self.synthetic else str(self.root.resolve()),
+                "root": str(self.root.resolve()),
                 "year": year,
-                "class_names": self.class_names,
                 "train_split": train_split,
                 "val_split": val_split,
                 "test_split": test_split,
-                "image_size": list(self.image_size),
-                "batch_size": batch_size,
-                "num_workers": num_workers,
-                "train_transforms": _transforms_to_setting(train_transforms, self.train_transforms),
-                "eval_transforms": _transforms_to_setting(eval_transforms, self.eval_transforms),
-                "void_trains_as": void_trains_as,
-                "in_memory": in_memory,
-                "seed": seed,
             }
         )
-        self.datasets: dict[str, SegmentationDataset | PredictionDataset] = {}
-        self._train_loader: ResumableLoader | None = None
-        self._position: dict[str, int] = {}
 
     def prepare_data(self) -> None:
-        """Writes or downloads the tree if the settings ask for it and it does not exist. Prediction needs no tree."""
-        if self.predict_path is not None and self.trainer is not None and self.trainer.predicting:
-            return
-        if self.synthetic:
-            write_tree(synthetic_root())
-        elif self.download:
+        """Downloads the tree if the settings ask for it and it does not exist. Prediction needs no tree."""
+        if self.download and not self.is_predicting:
             self._download()
 
-    def setup(self, stage: str) -> None:
-        """Reads the lists that ``stage`` needs. One process per machine checks every file that they name."""
-        if stage == "predict":
-            self.datasets["predict"] = PredictionDataset(find_images(self.predict_path), self._pipeline("eval"))
-            return
-        roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
-        tree = self.tree(roles)
-        check_only_resizes(self.eval_transforms)
-        for role in roles:
-            if role in self.datasets:
-                continue
-            samples = read_split(tree, self.splits[role])
-            arrays: list[tuple[np.ndarray, np.ndarray]] = []
-            if self.in_memory or self.trainer is None or self.trainer.local_rank == 0:
-                arrays = check_samples(samples, len(self.class_names), keep=self.in_memory)
-            pipeline = self._pipeline("train" if role == "train" else "eval")
-            self.datasets[role] = SegmentationDataset(samples, pipeline, evaluates=role != "train", arrays=arrays)
+    def samples(self, role: str) -> list[Sample]:
+        """The samples of a role's list."""
+        return read_split(self.tree([role]), self.splits[role])
 
     def tree(self, roles: Sequence[str] = ("train", "val", "test")) -> Path:
         """Finds the folder with ``JPEGImages``, ``SegmentationClass`` and ``ImageSets``.
@@ -182,7 +73,7 @@ class VOCDataModule(L.LightningDataModule):
             VocsegError: the tree does not exist or is incomplete; the message lists the folders searched and says how
                 to get the tree.
         """
-        root = synthetic_root() if self.synthetic else self.root
+        root = self.root
         tree = find_tree(root, self.year)
         if tree is None:
             searched = "\n".join(f"  {candidate}" for candidate in candidate_trees(root, self.year))
@@ -198,76 +89,9 @@ class VOCDataModule(L.LightningDataModule):
                 f"The VOC tree {tree} is incomplete: it has no folder {' and no '.join(missing)}. Unpack the archive "
                 "again, or download it with --data.download true and another --data.root."
             )
-        if self.year == "2012" and "test" in roles and self.splits["test"] == "test" and not self.synthetic:
+        if self.year == "2012" and "test" in roles and self.splits["test"] == "test":
             raise VocsegError("VOC2012's test masks were never published. Test on another split: --data.test_split val")
         return tree
-
-    @cached_property
-    def class_counts(self) -> Tensor:
-        """The number of pixels of each class in the stored training masks, int64 [C].
-
-        Void pixels count as background if ``void_trains_as`` is ``background``, else not at all.
-        """
-        dataset = self.datasets["train"]
-        assert isinstance(dataset, SegmentationDataset)
-        counts = count_pixels(dataset.samples, [mask for _, mask in dataset.arrays])
-        classes = counts[: len(self.class_names)]
-        if self.void_trains_as == "background":
-            classes[0] += counts[VOID]
-        return torch.from_numpy(classes)
-
-    def train_dataloader(self) -> DataLoader:
-        """Returns the shuffled training batches; an incomplete last batch is dropped unless it is the only one."""
-        self._train_loader = self._build_loader("train", ResumableLoader)
-        self._train_loader.load_state_dict(self._position)
-        return self._train_loader
-
-    def val_dataloader(self) -> DataLoader:
-        """Returns the validation batches in the order of the list."""
-        return self._build_loader("val", DataLoader)
-
-    def test_dataloader(self) -> DataLoader:
-        """Returns the test batches in the order of the list."""
-        return self._build_loader("test", DataLoader)
-
-    def predict_dataloader(self) -> DataLoader:
-        """Returns the prediction batches in the order of the sorted paths."""
-        return self._build_loader("predict", DataLoader)
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns the training loader's position, with which a checkpoint can resume inside an epoch."""
-        return self._train_loader.state_dict() if self._train_loader is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Makes the next training loader start at the saved position.
-
-        Lightning restores loaders itself, but not if a schedule requested the number of batches before.
-        """
-        self._position = dict(state_dict)
-
-    def _build_loader(self, role: str, loader_class: type[Loader]) -> Loader:
-        trains = role == "train"
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        sampler = EpochSampler(self.datasets[role], self.seed, trains, rank, world_size)
-        return loader_class(
-            self.datasets[role],
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=trains and len(sampler) >= self.batch_size,
-            # by default the loader draws its workers' seeds from torch's global generator, which would change its state
-            generator=torch.Generator(),
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=prepare_worker,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def _pipeline(self, kind: Literal["train", "eval"]) -> Pipeline:
-        if kind == "eval":
-            return Pipeline(self.eval_transforms, len(self.class_names), self.seed)
-        void_label = VOID if self.void_trains_as == "ignored" else 0
-        return Pipeline(self.train_transforms, len(self.class_names), self.seed, void_label)
 
     def _download(self) -> None:
         from torchvision.datasets import VOCSegmentation
@@ -285,8 +109,3 @@ class VOCDataModule(L.LightningDataModule):
                     f"Downloading VOC{self.year} ({split}) into {self.root} failed: {error}. Check the network and the "
                     "free disk space, or download the archive by hand and unpack it there."
                 ) from error
-
-
-def _transforms_to_setting(transforms: Transforms, built: list[Any]) -> str | list[dict[str, Any]]:
-    """Converts transforms to what a checkpoint holds: the name of a pipeline, or a list of configurations."""
-    return transforms if isinstance(transforms, str) else [transform_to_config(transform) for transform in built]

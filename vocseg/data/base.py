@@ -1,0 +1,221 @@
+"""SegmentationDataModule: samples on disk -> batches. Its children only say where the samples are."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vocseg.data.datasets import (
+    EpochSampler,
+    PredictionDataset,
+    ResumableLoader,
+    SegmentationDataset,
+    collate,
+    prepare_worker,
+)
+from vocseg.data.files import Sample, check_samples, count_pixels, find_images
+from vocseg.data.labels import VOID
+from vocseg.data.transforms import (
+    EVAL_PIPELINES,
+    TRAIN_PIPELINES,
+    Pipeline,
+    check_only_resizes,
+    make_transforms,
+    transform_to_config,
+)
+from vocseg.errors import VocsegError
+
+# not list[Any]: jsonargparse would build any class that an untrusted config or checkpoint names
+Transforms = str | list[str | dict]
+Loader = TypeVar("Loader", bound=DataLoader)
+
+
+class SegmentationDataModule(L.LightningDataModule):
+    """Batches, loaders, random draws and checks of any segmentation data on disk.
+
+    A child implements :meth:`samples`, and passes the settings below on to this constructor.
+
+    The batches are dictionaries:
+
+    - Training: ``image`` float32 [B, 3, h, w], ``mask`` int64 [B, h, w] with 255 = void, and ``index`` int64 [B], the
+      indices of the samples in the split's list.
+    - Evaluation: also ``original_mask``, a list of uint8 [H_i, W_i] as stored, and ``input_size`` int64 [B, 2], height
+      and width before padding. Images of different sizes are padded on the right and at the bottom.
+    - Prediction: ``image``, ``input_size``, ``original_size`` int64 [B, 2], ``path`` (list of str), and ``unreadable``,
+      a list of messages about images that cannot be read.
+
+    Several processes divide every split among them without repeating a sample, so an evaluation batch of one process
+    may have no image.
+
+    Args:
+        class_names: one name per label.
+        image_size: height and width of the network's input in pixels, or one number for both.
+        batch_size: images per batch and process.
+        num_workers: worker processes that load data; None: one per CPU core, at most 8.
+        train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper) or a list of
+            albumentations transforms.
+        eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
+            resize and change colours.
+        void_trains_as: in training, void pixels are ``ignored`` or have the label 0 (``background``). Pixels that a
+            transform adds are always ignored. Scores ignore void in either case.
+        in_memory: keep the decoded images in memory (0.7 MB per VOC image).
+        seed: the seed of all random draws of the data. Transforms depend on (seed, epoch, index), the order of the
+            training samples depends on (seed, epoch).
+        predict_path: an image, a folder of images, or a glob pattern, for prediction.
+
+    Raises:
+        VocsegError: a setting or a file is not usable; the message says how to mend it.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        image_size: int | tuple[int, int] = 224,
+        batch_size: int = 16,
+        num_workers: int | None = None,
+        train_transforms: Transforms = "resize",
+        eval_transforms: Transforms = "resize",
+        void_trains_as: Literal["ignored", "background"] = "ignored",
+        in_memory: bool = False,
+        seed: int = 0,
+        predict_path: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        if not 2 <= len(self.class_names) <= VOID - 1:
+            raise VocsegError(f"class_names must name 2 to {VOID - 1} classes, got {len(self.class_names)}.")
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = (height, width)
+        if min(self.image_size) < 1 or batch_size < 1:
+            raise VocsegError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}.")
+        self.batch_size = batch_size
+        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.train_transforms = make_transforms(train_transforms, TRAIN_PIPELINES, self.image_size, "train_transforms")
+        self.eval_transforms = make_transforms(eval_transforms, EVAL_PIPELINES, self.image_size, "eval_transforms")
+        self.void_trains_as = void_trains_as
+        self.in_memory, self.seed = in_memory, seed
+        self.predict_path = predict_path
+        self.save_hyperparameters(
+            {
+                "class_names": self.class_names,
+                "image_size": list(self.image_size),
+                "batch_size": batch_size,
+                "num_workers": num_workers,
+                "train_transforms": _transforms_to_setting(train_transforms, self.train_transforms),
+                "eval_transforms": _transforms_to_setting(eval_transforms, self.eval_transforms),
+                "void_trains_as": void_trains_as,
+                "in_memory": in_memory,
+                "seed": seed,
+            }
+        )
+        self.datasets: dict[str, SegmentationDataset | PredictionDataset] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._position: dict[str, int] = {}
+
+    def samples(self, role: str) -> list[Sample]:
+        """The samples of a role (train, val, test), in the order of their list.
+
+        Raises:
+            VocsegError: there are none; the message says where they were looked for.
+        """
+        raise TypeError(f"{type(self).__name__} must implement samples(role) -> list of Sample")
+
+    def setup(self, stage: str) -> None:
+        """Finds the samples that ``stage`` needs. One process per machine checks every file."""
+        if stage == "predict":
+            self.datasets["predict"] = PredictionDataset(find_images(self.predict_path), self._pipeline("eval"))
+            return
+        roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
+        check_only_resizes(self.eval_transforms)
+        for role in roles:
+            if role in self.datasets:
+                continue
+            samples = self.samples(role)
+            arrays: list[tuple[np.ndarray, np.ndarray]] = []
+            if self.in_memory or self.trainer is None or self.trainer.local_rank == 0:
+                arrays = check_samples(samples, len(self.class_names), keep=self.in_memory)
+            pipeline = self._pipeline("train" if role == "train" else "eval")
+            self.datasets[role] = SegmentationDataset(samples, pipeline, evaluates=role != "train", arrays=arrays)
+
+    @property
+    def is_predicting(self) -> bool:
+        """Whether only images without masks are needed."""
+        return self.predict_path is not None and self.trainer is not None and self.trainer.predicting
+
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """The number of pixels of each class in the stored training masks, int64 [C].
+
+        Void pixels count as background if ``void_trains_as`` is ``background``, else not at all.
+        """
+        dataset = self.datasets["train"]
+        assert isinstance(dataset, SegmentationDataset)
+        counts = count_pixels(dataset.samples, [mask for _, mask in dataset.arrays])
+        classes = counts[: len(self.class_names)]
+        if self.void_trains_as == "background":
+            classes[0] += counts[VOID]
+        return torch.from_numpy(classes)
+
+    def train_dataloader(self) -> DataLoader:
+        """Returns the shuffled training batches; an incomplete last batch is dropped unless it is the only one."""
+        self._train_loader = self._build_loader("train", ResumableLoader)
+        self._train_loader.load_state_dict(self._position)
+        return self._train_loader
+
+    def val_dataloader(self) -> DataLoader:
+        """Returns the validation batches in the order of the list."""
+        return self._build_loader("val", DataLoader)
+
+    def test_dataloader(self) -> DataLoader:
+        """Returns the test batches in the order of the list."""
+        return self._build_loader("test", DataLoader)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Returns the prediction batches in the order of the sorted paths."""
+        return self._build_loader("predict", DataLoader)
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the training loader's position, with which a checkpoint can resume inside an epoch."""
+        return self._train_loader.state_dict() if self._train_loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Makes the next training loader start at the saved position.
+
+        Lightning restores loaders itself, but not if a schedule requested the number of batches before.
+        """
+        self._position = dict(state_dict)
+
+    def _build_loader(self, role: str, loader_class: type[Loader]) -> Loader:
+        trains = role == "train"
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        sampler = EpochSampler(self.datasets[role], self.seed, trains, rank, world_size)
+        return loader_class(
+            self.datasets[role],
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=trains and len(sampler) >= self.batch_size,
+            # by default the loader draws its workers' seeds from torch's global generator, which would change its state
+            generator=torch.Generator(),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=prepare_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _pipeline(self, kind: Literal["train", "eval"]) -> Pipeline:
+        if kind == "eval":
+            return Pipeline(self.eval_transforms, len(self.class_names), self.seed)
+        void_label = VOID if self.void_trains_as == "ignored" else 0
+        return Pipeline(self.train_transforms, len(self.class_names), self.seed, void_label)
+
+
+def _transforms_to_setting(transforms: Transforms, built: list[Any]) -> str | list[dict[str, Any]]:
+    """Converts transforms to what a checkpoint holds: the name of a pipeline, or a list of configurations."""
+    return transforms if isinstance(transforms, str) else [transform_to_config(transform) for transform in built]
