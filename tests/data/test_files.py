@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vocseg.data.files import check_samples, find_tree, read_image, read_mask, read_split
+from vocseg.data.files import check_samples, read_image, read_mask
 from vocseg.data.labels import VOC_PALETTE
+from vocseg.data.lists import find_tree, read_split
 from vocseg.errors import VocsegError
 
 

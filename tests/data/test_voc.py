@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import voc as torchvision_voc
 
 from vocseg import VOCDataModule, VocsegError
-from vocseg.data.files import find_images
+from vocseg.data.lists import find_images
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 
 LISTS, MASKS = "VOCdevkit/VOC2007/ImageSets/Segmentation", "VOCdevkit/VOC2007/SegmentationClass"

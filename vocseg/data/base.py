@@ -19,8 +19,9 @@ from vocseg.data.datasets import (
     collate,
     prepare_worker,
 )
-from vocseg.data.files import Sample, check_samples, count_pixels, find_images
+from vocseg.data.files import Sample, check_samples, count_pixels
 from vocseg.data.labels import VOID
+from vocseg.data.lists import find_images
 from vocseg.data.transforms import (
     EVAL_PIPELINES,
     TRAIN_PIPELINES,

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from vocseg.data.base import SegmentationDataModule
-from vocseg.data.files import Sample, read_split
+from vocseg.data.files import Sample
 from vocseg.data.labels import VOC_PALETTE, VOID
+from vocseg.data.lists import read_split
 from vocseg.errors import VocsegError
 
 SYNTHETIC_CLASSES = ("background", "disc", "ring", "square", "triangle", "cross", "star")

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vocseg.data.base import SegmentationDataModule
-from vocseg.data.files import Sample, candidate_trees, find_tree, read_split
+from vocseg.data.files import Sample
 from vocseg.data.labels import VOC_CLASSES
+from vocseg.data.lists import candidate_trees, find_tree, read_split
 from vocseg.errors import VocsegError
 
 

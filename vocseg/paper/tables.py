@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vocseg.data.files import find_tree, read_image, read_mask
+from vocseg.data.files import read_image, read_mask
+from vocseg.data.lists import find_tree
 from vocseg.errors import VocsegError
 from vocseg.metrics import ConfusionMatrices, bootstrap_interval, scores_of
 from vocseg.paper.protocol import paper_inferred
