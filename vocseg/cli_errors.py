@@ -6,22 +6,39 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lightning.pytorch import Callback
+import lightning as L
+import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from vocseg.backbones import Backbone
-from vocseg.decoders import Decoder
+from vocseg.backbones import Backbone, MobileNetV2
+from vocseg.data.voc import VOCDataModule
+from vocseg.decoders import Decoder, SkipDecoder
 from vocseg.errors import nearest
+from vocseg.experiments import list_experiments
+from vocseg.losses import FocalLoss
+from vocseg.schedules import Schedule
 
-_BASES = {
-    "model.backbone": Backbone,
-    "model.decoder": Decoder,
-    "model.loss": nn.Module,
-    "model.optimizer": Optimizer,
-    "trainer.callbacks": Callback,
+_BASES: dict[str, tuple[type, ...]] = {
+    "data": (L.LightningDataModule,),
+    "model": (L.LightningModule,),
+    "model.backbone": (Backbone,),
+    "model.decoder": (Decoder,),
+    "model.loss": (nn.Module,),
+    "model.optimizer": (Optimizer,),
+    "model.schedule": (Schedule, LRScheduler),
+    "trainer.callbacks": (L.Callback,),
 }
+_NESTED = {
+    "model.backbone": MobileNetV2,
+    "model.decoder": SkipDecoder,
+    "model.loss": FocalLoss,
+    "model.optimizer": torch.optim.AdamW,
+    "model.schedule": Schedule,
+}
+"""Components whose settings users look for one level too high: ``--model.lr``."""
 
 
 def explain(message: str, configs: Sequence[str], parser: LightningArgumentParser) -> str:
@@ -35,20 +52,23 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
     Returns:
         What is wrong, where, and the most similar valid word. An unknown kind of message is cut after six lines.
     """
-    key = _found(r'Parser key "([\w.]+)"', message)
-    word = None
-    if message.startswith("unrecognized arguments") or "does not accept option" in message:
-        word = _found(r"unrecognized arguments: -*([^\s=]+)", message) or _found(r"option '([^']+)'", message)
+    key = ".".join(re.findall(r'Parser key "([\w.]+)"', message)).replace(".init_args", "")
+    if "NestedArg" in message or message.startswith("unrecognized arguments"):
+        configs = []  # the culprit stands on the command line
+    word = _found(r"unrecognized arguments: -*([^\s=]+)", message) or _found(
+        r"does not accept option '([^']+)'", message
+    )
     if word:
+        if word in dict(list_experiments()) or word.endswith((".yaml", ".yml")):
+            return f"Unexpected argument {word!r}. A config needs its option: --config {word}"
         if Path(word).exists() or word.startswith("/"):
             return f"Unexpected argument {word!r}. A glob pattern needs quotes, or the shell expands it: '*.jpg'"
-        option = word.removesuffix(".class_path").split(".init_args")[0]
-        return f"There is no option {option!r}{_where(option, configs)}.{nearest(option, _options(parser))}"
+        return _no_option(word, configs, _options(parser))
     required = _found(r"arguments are required: ([\w., ]+)", message)
     if required:
-        options = ", ".join(f"--{name.strip().partition('.')[2]}" for name in required.split(","))
+        missing = ", ".join(f"--{key}.{name.strip()}" if key else f"--{name.strip()}" for name in required.split(","))
         return (
-            f"Missing options: {options}. A config contains them, for example --config quickstart "
+            f"Missing options: {missing}. A config contains them, for example --config quickstart "
             "(`vocseg experiments` lists all)."
         )
     unknown_class = _found(r"[Ee]xpected a dot import path string: (\S+)", message)
@@ -59,21 +79,27 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
             f"{key}: there is no class {unknown_class!r}{_where(unknown_class, configs)}."
             f"{nearest(unknown_class, names)}{known} A class of your own needs its module: my_module.MyClass."
         )
-    setting, class_path = (
-        _found(r"Option '([^']+)' is not accepted", message),
-        _found(r"class_path[ =]'([^']+)'", message),
-    )
+    setting = _found(r"Option '([^']+)' is not accepted", message)
+    # of nested components the error names the inner class after the option, of all others before it
+    outer: list[str] = re.findall(r"given class_path '([^']+)'", message)
+    inner = _found(r"is not accepted\. Got value: Namespace\(class_path='([^']+)'", message)
+    class_path = inner or (outer[-1] if outer else None)
     if setting and class_path:
         names = _settings(class_path)
+        if key in ("model", "data"):
+            hint = ""
+            if setting == "root":
+                hint = f" {class_path} has no folder. Your own data: --data VOCDataModule, or --data FolderDataModule."
+            known = [f"{key}.{name}" for name in names]
+            known += [f"{role}.{name}" for role, cls in _NESTED.items() for name in _settings_of(cls) if key == "model"]
+            return _no_option(f"{key}.{setting}", configs, known) + hint
         return (
             f"{key}: {class_path} has no setting {setting!r}{_where(setting, configs)}."
             f"{nearest(setting, names)} Its settings: {', '.join(names)}."
         )
-    expected = re.findall(r'Parser key "([\w.]+)":\s*\n\s*(Expected [^\n]+)', message)
-    if expected:
-        inner, what = expected[0]
-        full = inner if key is None or inner == key else f"{key}.{inner}"
-        return f"{full}: {_plain(what)}{_where(inner.rpartition('.')[2], configs)}"
+    expected = re.findall(r"\n\s*(Expected [^\n]+)", message)
+    if expected and key:
+        return f"{key}: {_plain(expected[0])}{_where(key.rpartition('.')[2], configs)}"
     imported = _found(
         r"(No module named '[^']+'|[Nn]o attribute '[^']+'|module '[^']+' has no attribute '[^']+')", message
     )
@@ -83,6 +109,14 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
         broken = ", ".join(configs)
         return f"A config is not valid YAML ({broken}): {' '.join(message.split())}"
     return "\n".join([line for line in message.splitlines() if line.strip()][:6])
+
+
+def _no_option(word: str, configs: Sequence[str], known: Sequence[str]) -> str:
+    """An unknown option, with the most similar one, or the one whose last part is the same."""
+    option = word.removesuffix(".class_path").split(".init_args")[0]
+    same_end = [name for name in known if name.rpartition(".")[2] == option.rpartition(".")[2]]
+    suggestion = f" Did you mean {same_end[0]!r}?" if same_end else nearest(option, known)
+    return f"There is no option {option!r}{_where(option, configs)}.{suggestion}"
 
 
 def _found(pattern: str, text: str) -> str | None:
@@ -101,15 +135,15 @@ def _where(word: str, configs: Sequence[str]) -> str:
 
 
 def _options(parser: LightningArgumentParser) -> list[str]:
-    """Names of all options, ``data.batch_size``, and of the groups of two parts above them, ``model.optimizer``."""
+    """Names of all options, ``trainer.max_epochs``, and of the settings of the data module and the task."""
     leaves = {str(key) for key, _ in parser.get_defaults().items()}
-    return sorted(leaves | {".".join(leaf.split(".")[:2]) for leaf in leaves} | {"model.backbone", "model.decoder"})
+    leaves |= {f"data.{name}" for name in _settings_of(VOCDataModule)}
+    return sorted(leaves | {"model.backbone", "model.decoder", "model.loss", "model.optimizer", "model.schedule"})
 
 
-def _class_names(key: str | None) -> list[str]:
-    """Names of the known classes for an option: all imported subclasses of its base class."""
-    base = next((base for prefix, base in _BASES.items() if key and key.startswith(prefix)), None)
-    return sorted({cls.__name__ for cls in _subclasses(base)}) if base else []
+def _class_names(key: str) -> list[str]:
+    """Names of the known classes for an option: all imported subclasses of its base classes."""
+    return sorted({cls.__name__ for base in _BASES.get(key, ()) for cls in (base, *_subclasses(base))})
 
 
 def _subclasses(base: type) -> Iterable[type]:
@@ -120,13 +154,26 @@ def _subclasses(base: type) -> Iterable[type]:
 
 
 def _settings(class_path: str) -> list[str]:
-    """The parameters of a constructor that a user can set; the task passes the others."""
     module, _, name = class_path.rpartition(".")
-    return [
-        parameter
-        for parameter in inspect.signature(getattr(importlib.import_module(module), name).__init__).parameters
-        if parameter not in ("self", "args", "kwargs", "channels", "strides", "num_classes")
-    ]
+    return _settings_of(getattr(importlib.import_module(module), name))
+
+
+def _settings_of(cls: type) -> list[str]:
+    """The parameters of a constructor that a user can set, also those that it passes on to its base classes."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]  # of a class, by intent
+        plain = [
+            parameter
+            for parameter in parameters
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        names |= {parameter.name: None for parameter in plain}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return [name for name in names if name not in ("self", "channels", "strides", "num_classes", "params")]
 
 
 def _plain(expected: str) -> str:

@@ -41,6 +41,7 @@ from vocseg.callbacks import (
 )
 from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, last_checkpoint
 from vocseg.cli_errors import explain
+from vocseg.cli_help import help_text
 from vocseg.components import class_path_of, to_config
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
@@ -73,8 +74,8 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
             save_config_callback=SaveFitConfig,
             seed_everything_default=0,
             parser_kwargs={
-                "exit_on_error": False,
                 # an abbreviated option would not be seen by _find_checkpoint()
+                **{"exit_on_error": False, "allow_abbrev": False},
                 **{name: {"exit_on_error": False, "allow_abbrev": False} for name in LightningCLI.subcommands()},
             },
             auto_configure_optimizers=False,
@@ -177,6 +178,9 @@ class VocsegCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line, with the settings of the checkpoint that it names as defaults."""
         subcommand, *options = (str(word) for word in args)
+        if {"-h", "--help"} & set(options):
+            print(help_text(subcommand))
+            raise SystemExit(0)
         configs, checkpoint = _find_checkpoint(options)
         self._resume_command = f"vocseg {shlex.join(map(str, args))}"
         if checkpoint not in NEWEST:
@@ -189,7 +193,7 @@ class VocsegCLI(LightningCLI):
             if found is not None:
                 sys.stderr.write(f"Resuming from {_shown(found)}\n")
             checkpoint = None if found is None else str(found)
-        if checkpoint is None and subcommand != "fit" and not {"-h", "--help"} & set(options):
+        if checkpoint is None and subcommand != "fit":
             raise VocsegError(f"vocseg {subcommand} needs a checkpoint: --ckpt_path <run folder>/checkpoints/best.ckpt")
         defaults = [] if checkpoint is None else ["--config", json.dumps(checkpoint_settings(checkpoint))]
         if subcommand in ("validate", "test"):

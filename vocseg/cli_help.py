@@ -1,0 +1,118 @@
+"""``vocseg fit --help``: one line per option. jsonargparse's own text has thousands, with every nn.Module in memory."""
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+from docstring_parser import parse as parse_docstring
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from vocseg import backbones, decoders, losses
+from vocseg.callbacks import MaskPreviews, PredictionWriter, ScoreFigures
+from vocseg.data.base import SegmentationDataModule
+from vocseg.schedules import Schedule
+from vocseg.task import SegmentationTask
+
+WIDTH = 120
+COMPONENTS: dict[str, Sequence[type]] = {
+    "backbone": [getattr(backbones, name) for name in backbones.__all__ if name != "Backbone"],
+    "decoder": [getattr(decoders, name) for name in decoders.__all__ if name != "Decoder"],
+    "loss": [losses.CrossEntropy, losses.FocalLoss],
+    "schedule": [Schedule],
+}
+
+
+def help_text(subcommand: str) -> str:
+    """The help of ``fit``, ``validate``, ``test`` or ``predict``."""
+    lines = [
+        f"usage: vocseg {subcommand} [--config CONFIG ...] [options]",
+        "",
+        "Later configs and flags override earlier ones, and all of them the settings of --ckpt_path.",
+        *_group("General"),
+        *_option("--config, -c", "a config file, or the name of a packaged experiment (vocseg experiments)"),
+        *_option("--print_config", "print all settings and exit"),
+        *_option("--ckpt_path", _CHECKPOINT[subcommand != "fit"]),
+        *_option("--name", "name of the run's folder; by default the names of the configs, joined by a hyphen"),
+        *_option("--seed_everything", "seed of all random draws (default: 0)"),
+        *_option("--early_stopping", "stop after this many validations without a better --checkpoint.monitor"),
+        *_group("Model: --model.NAME VALUE, of SegmentationTask, or --model my_module.MyTask"),
+    ]
+    for name, text in _settings(SegmentationTask):
+        if name != "class_names":  # comes from the data
+            lines += _option(f"--model.{name}", text)
+    lines += _group(
+        "Components: --model.backbone ResNet --model.backbone.depth 50; your own by import path, my_module.Net"
+    )
+    for role, classes in COMPONENTS.items():
+        for cls in classes:
+            names = [name for name, _ in _settings(cls) if name not in ("channels", "strides", "num_classes")]
+            lines += _option(f"{role} {cls.__name__}", f"{_summary(cls)} Settings: {', '.join(names) or 'none'}.")
+    lines += _option("optimizer, schedule", "also any class of torch.optim and torch.optim.lr_scheduler, by its name")
+    lines += _group("Data: --data.NAME VALUE, of VOCDataModule; --data FolderDataModule, or --data my_module.MyData")
+    common = dict(_settings(SegmentationDataModule))
+    for cls in SegmentationDataModule.__subclasses__():
+        if cls.__module__.startswith("vocseg."):
+            lines += [
+                "",
+                *textwrap.wrap(
+                    f"{cls.__name__}: {_summary(cls)}", WIDTH - 2, initial_indent="  ", subsequent_indent="  "
+                ),
+            ]
+            for name, text in _settings(cls):
+                lines += _option(f"--data.{name}", text)
+    lines += ["", "  All of them:"]
+    for name, text in common.items():
+        if name != "class_names":
+            lines += _option(f"--data.{name}", text)
+    for group, cls in _CALLBACKS.items():
+        lines += ["", f"--{group}.NAME VALUE: {_summary(cls)}"]
+        for name, text in _settings(cls):
+            lines += _option(f"--{group}.{name}", text)
+    lines += _group("Trainer: --trainer.NAME VALUE, of Lightning's Trainer")
+    for name, text in _settings(L.Trainer):
+        lines += _option(f"--trainer.{name}", text)
+    return "\n".join(lines)
+
+
+_CHECKPOINT = (
+    "resume from this checkpoint; `last`: the newest unfinished run's, `auto`: the same, or a new run",
+    "the checkpoint, which holds all settings: <run folder>/checkpoints/best.ckpt",
+)
+_CALLBACKS: dict[str, type] = {
+    "checkpoint": ModelCheckpoint,
+    "predictions": PredictionWriter,
+    "previews": MaskPreviews,
+    "figures": ScoreFigures,
+}
+
+
+def _settings(cls: Any) -> Iterator[tuple[str, str]]:
+    """Name, and first sentence of the description, of each parameter of a constructor."""
+    documented: dict[str, str] = {}
+    for text in (cls.__doc__, cls.__init__.__doc__):
+        documented |= {each.arg_name: each.description or "" for each in parse_docstring(text or "").params}
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            yield name, _first_sentence(documented.get(name, ""))
+
+
+def _summary(cls: Any) -> str:
+    return _first_sentence(parse_docstring(cls.__doc__ or "").short_description or "")
+
+
+def _first_sentence(text: str) -> str:
+    words = " ".join(re.sub(r":\w+:`[\w.]*?(\w+)`", r"\1", text).replace("``", "").split())
+    sentence = re.split(r"(?<!Fig)(?<! al)\. ", words)[0].rstrip(".:")
+    return textwrap.shorten(f"{sentence}.", 180, placeholder=" ...") if sentence else ""
+
+
+def _group(title: str) -> list[str]:
+    return ["", f"{title}:"]
+
+
+def _option(name: str, text: str) -> list[str]:
+    start = f"  {name:<36} "
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start)) or [start.rstrip()]
