@@ -43,8 +43,7 @@ def vocseg(tmp_path, monkeypatch, capsys):
 def fit_flags(voc_root):
     """The words of a fit that takes a few seconds, two epochs of quickstart on the small tree."""
     return [
-        *("fit", "--config", "quickstart", "--data", "VOCDataModule", "--data.root", str(voc_root)),
-        *("--data.num_workers", "0"),
+        *("fit", "--config", "quickstart", "--data.root", str(voc_root), "--data.num_workers", "0"),
         *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--data.image_size", "64"),
         *("--data.batch_size", "4", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"),
         *("--trainer.enable_progress_bar", "false", "--figures.every_n_epochs", "0"),

@@ -39,9 +39,9 @@ def test_fit_leaves_a_run_folder(run, voc_root):
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.csv", "hparams.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["data"]["root"] == str(voc_root)
+    assert config["data"]["init_args"]["root"] == str(voc_root)
     assert config["name"] == "quickstart"
-    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.002
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.002
     names = {"train/loss", "val/loss", "val/miou", "val/pixel_accuracy", "val/mean_accuracy", "val/iou/disc"}
     names |= {"lr-AdamW/backbone"}
     assert names <= set(scalars(folder)[0])
@@ -435,7 +435,7 @@ def test_a_saved_config_starts_a_new_run(fit_flags, vocseg, tmp_path):
     assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
     assert [line["epoch"] for line in scalars(runs / "version_1")] == ["0", "1"]
     again = yaml.safe_load((runs / "version_1" / "config.yaml").read_text())
-    assert again["model"]["optimizer"]["init_args"]["lr"] == 0.001
+    assert again["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.001
 
 
 def test_a_config_with_ckpt_path_last_resumes(fit_flags, vocseg, tmp_path):

@@ -66,7 +66,8 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
         return _no_option(word, configs, _options(parser))
     required = _found(r"arguments are required: ([\w., ]+)", message)
     if required:
-        missing = ", ".join(f"--{key}.{name.strip()}" if key else f"--{name.strip()}" for name in required.split(","))
+        prefix = f"--{key}." if key else "--"
+        missing = ", ".join(prefix + name.strip() for name in required.split(","))
         return (
             f"Missing options: {missing}. A config contains them, for example --config quickstart "
             "(`vocseg experiments` lists all)."

@@ -74,7 +74,7 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
             save_config_callback=SaveFitConfig,
             seed_everything_default=0,
             parser_kwargs={
-                # an abbreviated option would not be seen by _find_checkpoint()
+                # an abbreviated option would not be seen by _scan()
                 **{"exit_on_error": False, "allow_abbrev": False},
                 **{name: {"exit_on_error": False, "allow_abbrev": False} for name in LightningCLI.subcommands()},
             },
@@ -181,21 +181,16 @@ class VocsegCLI(LightningCLI):
         if {"-h", "--help"} & set(options):
             print(help_text(subcommand))
             raise SystemExit(0)
-        configs, checkpoint = _find_checkpoint(options)
+        found = _scan(options)
+        configs = found.configs
         self._resume_command = f"vocseg {shlex.join(map(str, args))}"
-        if checkpoint not in NEWEST:
+        if found.ckpt_path not in NEWEST:
             self._resume_command += " --ckpt_path last"
-        if subcommand == "fit" and checkpoint in NEWEST:
-            asked = self._parse(parser, ["fit", *options], configs)["fit"]
-            logs, name = Path(asked.trainer.default_root_dir or ".") / LOGS, _run_name(asked, configs) or "fit"
-            limits = (asked.trainer.max_epochs, asked.trainer.max_steps)
-            found = last_checkpoint(logs, name, *limits, finished_too=checkpoint == "auto")
-            if found is not None:
-                sys.stderr.write(f"Resuming from {_shown(found)}\n")
-            checkpoint = None if found is None else str(found)
-        if checkpoint is None and subcommand != "fit":
-            raise VocsegError(f"vocseg {subcommand} needs a checkpoint: --ckpt_path <run folder>/checkpoints/best.ckpt")
-        defaults = [] if checkpoint is None else ["--config", json.dumps(checkpoint_settings(checkpoint))]
+        options = _with_voc_for_a_root(options, found, found.data_class)
+        checkpoint = self._checkpoint_path(parser, subcommand, options, found)
+        saved = {} if checkpoint is None else checkpoint_settings(checkpoint)
+        options = _with_voc_for_a_root(options, found, found.data_class or saved.get("data", {}).get("class_path"))
+        defaults = ["--config", json.dumps(saved)] if saved else []
         if subcommand in ("validate", "test"):
             defaults += ["--verbose", "false"]  # ResultTable prints the scores already
         self.config = self._parse(parser, [subcommand, *defaults, *options], configs)
@@ -211,6 +206,23 @@ class VocsegCLI(LightningCLI):
             subcommand != "fit" or Path(str(checkpoint)).absolute() == run_folder.last
         )
         self._run_folder = run_folder if continues else None
+
+    def _checkpoint_path(
+        self, parser: LightningArgumentParser, subcommand: str, options: list[str], found: argparse.Namespace
+    ) -> str | None:
+        """The path of the checkpoint to start from, if any; resolves ``last`` and ``auto``."""
+        if subcommand != "fit" and found.ckpt_path is None:
+            raise VocsegError(f"vocseg {subcommand} needs a checkpoint: --ckpt_path <run folder>/checkpoints/best.ckpt")
+        if subcommand != "fit" or found.ckpt_path not in NEWEST:
+            return found.ckpt_path
+        asked = self._parse(parser, ["fit", *options], found.configs)["fit"]
+        logs, name = Path(asked.trainer.default_root_dir or ".") / LOGS, _run_name(asked, found.configs) or "fit"
+        limits = (asked.trainer.max_epochs, asked.trainer.max_steps)
+        last = last_checkpoint(logs, name, *limits, finished_too=found.ckpt_path == "auto")
+        if last is None:
+            return None
+        sys.stderr.write(f"Resuming from {_shown(last)}\n")
+        return str(last)
 
     def _parse(self, parser: LightningArgumentParser, words: list[str], configs: list[str]) -> Any:
         try:
@@ -351,33 +363,50 @@ class SaveFitConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
 
-def _find_checkpoint(options: Sequence[str]) -> tuple[list[str], str | None]:
-    """The configs among the options, and the checkpoint that these and the flags name.
+def _scan(options: Sequence[str]) -> argparse.Namespace:
+    """What must be known before the real parser runs: the checkpoint's settings are its defaults.
 
-    It is needed before the real parser runs, whose defaults the checkpoint's settings are. As there, the last wins.
+    As there, the last one wins, of flags and of configs.
+
+    Returns:
+        ``configs`` (paths), ``ckpt_path`` and ``data_class`` (of configs), ``data`` and ``root`` (of flags).
     """
-    configs: list[str] = []
 
     class ReadConfig(argparse.Action):
         def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
             if values.lstrip().startswith("{"):
                 return
-            configs.append(resolve_config(values))
+            namespace.configs = [*namespace.configs, resolve_config(values)]
             try:
-                content = yaml.safe_load(Path(configs[-1]).read_text(encoding="utf-8"))
+                content = yaml.safe_load(Path(namespace.configs[-1]).read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError):
                 return  # for the real parser to report
             if isinstance(content, dict) and "ckpt_path" in content:
                 namespace.ckpt_path = content["ckpt_path"]
+            if isinstance(content, dict) and isinstance(content.get("data"), dict):
+                namespace.data_class = content["data"].get("class_path", namespace.data_class)
 
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("-c", "--config", action=ReadConfig)
-    finder.add_argument("--ckpt_path")
+    scanner = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scanner.set_defaults(data_class=None)
+    scanner.add_argument("-c", "--config", dest="configs", action=ReadConfig, default=[])
+    scanner.add_argument("--ckpt_path")
+    scanner.add_argument("--data")
+    scanner.add_argument("--data.root", dest="root")
     try:
-        found, _ = finder.parse_known_args(list(options))
+        found, _ = scanner.parse_known_args(list(options))
     except ArgumentError as error:
         raise VocsegError(f"{error.argument_name}: {error.message}") from error
-    return configs, None if found.ckpt_path in (None, "null") else str(found.ckpt_path)
+    found.ckpt_path = None if found.ckpt_path in (None, "null") else str(found.ckpt_path)
+    return found
+
+
+def _with_voc_for_a_root(options: list[str], found: argparse.Namespace, data_class: str | None) -> list[str]:
+    """``--data.root`` alone means VOC, also where the config is of the synthetic images, which have no root."""
+    if not found.root or found.data or str(data_class).rpartition(".")[2] != "SyntheticDataModule":
+        return options
+    found.data = class_path_of(VOCDataModule)
+    index = next(index for index, word in enumerate(options) if word.partition("=")[0] == "--data.root")
+    return [*options[:index], "--data", found.data, *options[index:]]
 
 
 def _run_name(settings: Any, configs: Sequence[str]) -> str | None:
