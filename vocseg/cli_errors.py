@@ -91,9 +91,10 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
             hint = ""
             if setting == "root":
                 hint = f" {class_path} has no folder. Your own data: --data VOCDataModule, or --data FolderDataModule."
-            known = [f"{key}.{name}" for name in names]
-            known += [f"{role}.{name}" for role, cls in _NESTED.items() for name in _settings_of(cls) if key == "model"]
-            return _no_option(f"{key}.{setting}", configs, known) + hint
+            options = [f"{key}.{name}" for name in names]
+            if key == "model":
+                options += [f"{role}.{name}" for role, cls in _NESTED.items() for name in _settings_of(cls)]
+            return _no_option(f"{key}.{setting}", configs, options) + hint
         return (
             f"{key}: {class_path} has no setting {setting!r}{_where(setting, configs)}."
             f"{nearest(setting, names)} Its settings: {', '.join(names)}."
