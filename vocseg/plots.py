@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -205,10 +205,10 @@ def as_array(figure: "Figure", dpi: int = 100) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def save_png(picture: "np.ndarray | Figure", path: Path) -> None:
-    """Writes an image, RGB uint8 [h, w, 3], or a matplotlib figure to a PNG file."""
+def save_png(picture: "np.ndarray | Figure", path: Path | BinaryIO) -> None:
+    """Writes an image, RGB uint8 [h, w, 3], or a matplotlib figure to a PNG file, given by its path or open."""
     picture = picture if isinstance(picture, np.ndarray) else as_array(picture, dpi=110)
-    Image.fromarray(picture).save(path, optimize=True)
+    Image.fromarray(picture).save(path, "PNG", optimize=True)
 
 
 def _legend_positions(names: Sequence[str], width: int, gap: int) -> list[tuple[int, int]]:

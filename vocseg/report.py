@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from vocseg import pages
@@ -23,10 +25,12 @@ from vocseg.plots import (
     panels,
     save_png,
 )
-from vocseg.run_folder import Run, RunFolder, read_run, write_text
+from vocseg.run_folder import OwnedFolder, Run, RunFolder, read_run, write_text
 
 SHOWN = 4
 """Number of best and of worst test images that are shown."""
+Pictures = dict[str, np.ndarray]
+"""The figures of a report, RGB uint8 [H, W, 3], by file name."""
 
 
 def write_report(names: Sequence[str], folder: Path | None = None) -> tuple[Path, list[str]]:
@@ -40,7 +44,7 @@ def write_report(names: Sequence[str], folder: Path | None = None) -> tuple[Path
         The page, and what could not be reported, one line each.
 
     Raises:
-        VocsegError: none of the names is a run.
+        VocsegError: none of the names is a run, or ``folder`` has files of these names that no report wrote.
     """
     runs, problems = [], []
     for name in names:
@@ -50,32 +54,36 @@ def write_report(names: Sequence[str], folder: Path | None = None) -> tuple[Path
             problems.append(str(error))
     if not runs:
         raise VocsegError("\n".join(problems) or "A report needs a run: vocseg report lightning_logs/<name>/version_0")
-    folder = folder or runs[0].folder.report
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = (folder or runs[0].folder.report).expanduser()
+    pictures: Pictures = {}
     body = [_problem(problem) for problem in problems]
     if len(runs) > 1:
-        body += _comparison(runs, folder)
+        body += _comparison(runs, pictures)
     for number, run in enumerate(runs, start=1):
         body += [f"<h2>{pages.text(run.name)}</h2>"]
         body += [pages.table(_SUMMARY, [_summary(run)])] if len(runs) == 1 else []
-        body += _run(run, folder, f"run_{number}" if len(runs) > 1 else "run", problems)
+        body += _run(run, pictures, f"run_{number}" if len(runs) > 1 else "run", problems)
     page = folder / "report.html"
-    write_text(page, pages.page(", ".join(run.name for run in runs), body))
+    owned = OwnedFolder(folder, "report", "Name another folder: --to")
+    owned.check([page, *(folder / name for name in pictures)])
+    for name, picture in pictures.items():
+        owned.write(folder / name, partial(save_png, picture))
+    write_text(page, pages.page(", ".join(run.name for run in runs), body), owned.write)
     return page, problems
 
 
-def _comparison(runs: Sequence[Run], folder: Path) -> list[str]:
+def _comparison(runs: Sequence[Run], pictures: Pictures) -> list[str]:
     body = ["<h2>Comparison</h2>", pages.table(_SUMMARY, [_summary(run) for run in runs])]
     shared = Counter(run.name for run in runs)  # two folders of records may have records of one name
     labels = {id(run): run.name if shared[run.name] == 1 else str(run.folder.path) for run in runs}
     curves = {labels[id(run)]: (run.lines, "val/miou") for run in runs if run.lines}
     if curves:
-        body.append(_figure(curves_figure(curves, "val/miou", "Validation mIoU"), folder / "compare_miou.png"))
+        body.append(_figure(curves_figure(curves, "val/miou", "Validation mIoU"), pictures, "compare_miou.png"))
     tested = [run for run in runs if "test" in run.scores]
     classes = {tuple(run.class_names) for run in tested}
     if len(classes) == 1 and len(tested) > 1:
         iou = {labels[id(run)]: _iou(run) for run in tested}
-        body.append(_figure(iou_figure(iou, tested[0].class_names, "Test IoU"), folder / "compare_iou.png"))
+        body.append(_figure(iou_figure(iou, tested[0].class_names, "Test IoU"), pictures, "compare_iou.png"))
     elif len(classes) > 1:
         body.append(_problem("The runs have different classes: their IoUs cannot be compared."))
     return body
@@ -102,17 +110,17 @@ def _summary(run: Run) -> list[Any]:
     return [*row, _number(test.summary.get("miou")), interval, *scores, _number(floor)]
 
 
-def _run(run: Run, folder: Path, prefix: str, problems: list[str]) -> list[str]:
+def _run(run: Run, pictures: Pictures, prefix: str, problems: list[str]) -> list[str]:
     body = []
     if run.lines:
-        body.append(_figure(losses_figure(run.lines, "Loss", run.best_epoch), folder / f"{prefix}_loss.png"))
+        body.append(_figure(losses_figure(run.lines, "Loss", run.best_epoch), pictures, f"{prefix}_loss.png"))
         curve = curves_figure({"validation": (run.lines, "val/miou")}, "mIoU", "Mean IoU", run.best_epoch)
-        body.append(_figure(curve, folder / f"{prefix}_miou.png"))
+        body.append(_figure(curve, pictures, f"{prefix}_miou.png"))
     else:
         problems.append(f"{run.name} has no metrics.csv with an epoch in it: no curves.")
         body.append(_problem(problems[-1]))
     if "test" in run.scores:
-        body += _test(run, folder, prefix, problems)
+        body += _test(run, pictures, prefix, problems)
     else:
         body.append(f"<p>Not tested: <code>{pages.text(f'vocseg test --ckpt_path {run.folder.best}')}</code></p>")
     for number, config in enumerate(run.configs):
@@ -121,7 +129,7 @@ def _run(run: Run, folder: Path, prefix: str, problems: list[str]) -> list[str]:
     return body
 
 
-def _test(run: Run, folder: Path, prefix: str, problems: list[str]) -> list[str]:
+def _test(run: Run, pictures: Pictures, prefix: str, problems: list[str]) -> list[str]:
     """The test scores by class, the confusion matrix, and the best and worst images."""
     names, test = run.class_names, run.scores["test"]
     floor: dict[str, Any] = {}
@@ -135,12 +143,12 @@ def _test(run: Run, folder: Path, prefix: str, problems: list[str]) -> list[str]
     body = ["<h3>Test scores by class</h3>", pages.table(("class", "IoU", f"all {names[0]}"), rows)]
     if test.matrices is not None:
         figure = confusion_figure(test.matrices.total(), names)
-        body.append(_figure(figure, folder / f"{prefix}_confusion.png"))
-        body += _examples(run, test.matrices, folder, prefix, problems)
+        body.append(_figure(figure, pictures, f"{prefix}_confusion.png"))
+        body += _examples(run, test.matrices, pictures, prefix, problems)
     return body
 
 
-def _examples(run: Run, matrices: ConfusionMatrices, folder: Path, prefix: str, problems: list[str]) -> list[str]:
+def _examples(run: Run, matrices: ConfusionMatrices, pictures: Pictures, prefix: str, problems: list[str]) -> list[str]:
     """The best and worst test images by their own mIoU, with truth and prediction."""
     samples = run.scores["test"].summary.get("samples")
     if not samples:  # a committed record does not name the files of the machine that it was made on
@@ -153,19 +161,20 @@ def _examples(run: Run, matrices: ConfusionMatrices, folder: Path, prefix: str, 
         rows, labels, captions = [], [], []
         for index in indices:
             try:
-                sample = {name: Path(path) for name, path in samples[index].items()}
-                prediction = read_mask(run.folder.test_masks / f"{sample['image'].stem}.png")
-                image, truth = read_image(sample["image"]), read_mask(sample["mask"])
+                sample = samples[index]
+                name = sample.get("name") or Path(sample["image"]).stem  # runs of vocseg 0.1.0 have no name
+                prediction = read_mask(run.folder.test_masks / f"{name}.png")
+                image, truth = read_image(Path(sample["image"])), read_mask(Path(sample["mask"]))
             except (VocsegError, IndexError, KeyError) as error:
                 problems.append(f"{run.name}: a test image cannot be shown: {error}")
                 continue
             rows.append((image, coloured(truth), coloured(prediction), errors(prediction, truth)))
             labels += [truth, prediction]
-            captions.append(f"{sample['image'].stem} {_number(miou[index])}")
+            captions.append(f"{name} {_number(miou[index])}")
         if rows:
             headings = ("image", "truth", "prediction", "errors (blue: missed)")
             drawn = panels(rows, headings, legend_of(labels, run.class_names), width=220)
-            save_png(drawn, folder / f"{prefix}_{title.lower()}.png")
+            pictures[f"{prefix}_{title.lower()}.png"] = drawn
             body += [f"<h3>{title} test images</h3>", pages.picture(drawn, f"mIoU: {', '.join(captions)}")]
     return body
 
@@ -176,10 +185,9 @@ def _iou(run: Run) -> list[float]:
     return [float("nan") if iou[name] is None else iou[name] for name in run.class_names]
 
 
-def _figure(figure: Any, path: Path) -> str:
-    pixels = as_array(figure, dpi=95)
-    save_png(pixels, path)
-    return pages.picture(pixels)
+def _figure(figure: Any, pictures: Pictures, name: str) -> str:
+    pictures[name] = as_array(figure, dpi=95)
+    return pages.picture(pictures[name])
 
 
 def _problem(text: str) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vocseg.callbacks import PredictionWriter, TestMasks
 from vocseg.data.datasets import PredictionDataset
+from vocseg.run_folder import OwnedFolder, write_mask
 
 
 @pytest.mark.parametrize(
@@ -34,8 +35,7 @@ def test_the_page_names_every_predicted_class(left, right, caption, tmp_path):
 @pytest.fixture
 def trainer(tmp_path):
     """A trainer that tests one image, in a run folder with the mask of an earlier test."""
-    (tmp_path / "test_masks").mkdir()
-    (tmp_path / "test_masks" / "earlier.png").touch()
+    write_mask(tmp_path / "test_masks" / "earlier.png", np.zeros((1, 2)), OwnedFolder(tmp_path, "test", "").write)
     samples = [SimpleNamespace(image=Path("a.jpg")), SimpleNamespace(image=Path("b.jpg"))]
     return SimpleNamespace(
         loggers=["any"],

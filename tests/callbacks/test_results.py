@@ -53,7 +53,7 @@ def test_the_test_scores_are_written_to_the_run_folder(tmp_path):
     assert (scores["images"], scores["checkpoint"], scores["samples"]) == (
         1,
         "best.ckpt",
-        [{"image": "a.jpg", "mask": "a.png"}],
+        [{"image": "a.jpg", "mask": "a.png", "name": "a"}],
     )
     assert scores["mean_accuracy"] == pytest.approx((5 / 6 + 1) / 2)
     assert scores["iou"] == {"background": pytest.approx(5 / 6), "a": pytest.approx(2 / 3), "b": None}

@@ -1,7 +1,7 @@
 """Writers of predictions: palette PNG files, overlays, probabilities, and a page that shows them all."""
 
-from collections.abc import Sequence
-from itertools import chain, count
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,20 @@ from PIL import Image
 from torch import Tensor
 
 from vocseg import pages
-from vocseg.callbacks.base import class_names_of, labelled_images, run_folder_of
+from vocseg.callbacks.base import (
+    check_in_all_processes,
+    class_names_of,
+    datamodule_of,
+    labelled_images,
+    owned_test_files,
+    run_folder_of,
+    test_samples_of,
+)
 from vocseg.data.files import read_image
+from vocseg.errors import VocsegError
 from vocseg.metrics import all_gather_objects
 from vocseg.plots import legend_of, overlay
-from vocseg.run_folder import RunFolder, write_atomically, write_mask, write_text
+from vocseg.run_folder import OwnedFolder, RunFolder, sample_names, unique_names, write_mask, write_text
 
 THUMBNAIL = (320, 240)
 
@@ -25,7 +34,9 @@ class PredictionWriter(BasePredictionWriter):
     """Writes each image's label map as a palette PNG at the image's own size, as VOC's masks are, and pictures of it.
 
     ``<folder>/<name>.png`` is the mask, ``overlays/<name>.jpg`` the image with the mask's colours over it,
-    ``probabilities/<name>.npz`` the class probabilities, and ``index.html`` one page with all overlays inside.
+    ``probabilities/<name>.npz`` the class probabilities, and ``index.html`` one page with all overlays inside. The name
+    is the image's path relative to the given folder, without its ending. Only files that an earlier prediction wrote
+    are replaced.
 
     Args:
         output_dir: folder to write; ``predictions`` in the run's folder if None.
@@ -44,19 +55,32 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.output_dir = output_dir
         self.overlays, self.probabilities, self.contact_sheet = overlays, probabilities, contact_sheet
-        self.folder = Path(output_dir or "predictions")
+        self.folder = Path(output_dir or "predictions").expanduser()
         self.written: dict[str, str] = {}
         self.unreadable: list[str] = []
         self._shown: list[tuple[str, str]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Chooses the folder and the files' names; asks the task for probabilities where they are wanted."""
+        """Chooses the folder and the files' names; asks the task for probabilities where they are wanted.
+
+        Raises:
+            VocsegError: a file of another origin has the name of one that would be written.
+        """
         if stage != "predict":
             return
         pl_module.predict_probabilities = self.probabilities  # type: ignore[assignment]  # a flag of the task
         if self.output_dir is None:
             self.folder = (run_folder_of(trainer) or RunFolder(Path(trainer.default_root_dir))).predictions
-        self._names = _unique_names(trainer.datamodule.datasets["predict"].paths)  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
+        paths = getattr(getattr(data, "datasets", {}).get("predict"), "paths", None)
+        if paths is None:
+            raise VocsegError("PredictionWriter needs a data module with images to predict, such as VOCDataModule.")
+        self._names = unique_names(_relative_names(paths, getattr(data, "predict_path", None)))
+        advice = "Name another folder: --predictions.output_dir"
+        self._owned = OwnedFolder(self.folder, "predict", advice, getattr(trainer, "global_rank", 0))
+        files = [path for name in self._names.values() for path in self._files(name).values()]
+        files += [self.folder / "index.html"] if self.contact_sheet else []
+        check_in_all_processes(self._owned, files, paths)
 
     def write_on_batch_end(
         self,
@@ -81,51 +105,71 @@ class PredictionWriter(BasePredictionWriter):
         shown = [picture for _, picture in sorted(pair for _, _, some in shares for pair in some)]
         if self.contact_sheet and shown and trainer.is_global_zero:
             problems = [f'<p class="problem">{pages.text(problem)}</p>' for problem in self.unreadable]
-            sheet = pages.page(f"Predictions: {len(shown)} images", [*problems, *shown])
-            write_text(self.folder / "index.html", sheet)
+            title = f"Predictions: {len(shown)} image{'s' if len(shown) != 1 else ''}"
+            write_text(self.folder / "index.html", pages.page(title, [*problems, *shown]), self._owned.write)
+
+    def _files(self, name: str) -> dict[str, Path]:
+        """The files of an image, by kind."""
+        files = {"mask": self.folder / f"{name}.png"}
+        if self.overlays:
+            files["overlay"] = self.folder / "overlays" / f"{name}.jpg"
+        if self.probabilities:
+            files["probabilities"] = self.folder / "probabilities" / f"{name}.npz"
+        return files
 
     def _write(self, path: str, predicted: Tensor, class_names: Sequence[str]) -> None:
-        name = self._names[path]
+        name = self._names[Path(path)]
+        files = self._files(name)
         self.written[name] = path
         labels = (predicted.argmax(0) if self.probabilities else predicted).cpu().numpy().astype(np.uint8)
-        write_mask(self.folder / f"{name}.png", labels)
+        write_mask(files["mask"], labels, self._owned.write)
         if self.probabilities:
             arrays = {
                 "probabilities": predicted.cpu().numpy().astype(np.float16),
                 "class_names": np.array(list(class_names)),
             }
-            target = self.folder / "probabilities" / f"{name}.npz"
-            write_atomically(target, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+            self._owned.write(
+                files["probabilities"], lambda file: np.savez_compressed(file, allow_pickle=False, **arrays)
+            )
         if not (self.overlays or self.contact_sheet):
             return
         mixed = overlay(read_image(Path(path)), labels)
         if self.overlays:
             picture = Image.fromarray(mixed)
-            write_atomically(
-                self.folder / "overlays" / f"{name}.jpg", lambda file: picture.save(file, format="JPEG", quality=92)
-            )
+            self._owned.write(files["overlay"], lambda file: picture.save(file, format="JPEG", quality=92))
         if self.contact_sheet:
             thumbnail = Image.fromarray(mixed)
             thumbnail.thumbnail(THUMBNAIL)
             found = [entry for entry, _ in legend_of([labels], class_names) if entry != class_names[0]]
-            caption = f"{Path(path).name}: {', '.join(found) or class_names[0]}"
+            shown = (Path(name).parent / Path(path).name).as_posix()
+            caption = f"{shown}: {', '.join(found) or class_names[0]}"
             self._shown.append((path, pages.picture(np.array(thumbnail), caption, kind="JPEG")))
 
 
 class TestMasks(L.Callback):
-    """Writes the predicted mask of each test image, ``<run folder>/test_masks/<image's name>.png``.
+    """Writes the predicted mask of each test image, ``<run folder>/test_masks/<name>.png``.
 
-    VOC's evaluation server takes these files, and a report shows some of them.
+    The name is the image's entry in the split's list, which may have folders in it. VOC's evaluation server takes these
+    files, and a report shows some of them.
     """
 
     __test__ = False  # pytest: this is not a test
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Deletes the masks of an earlier test, which may have been of another split."""
-        self._folder = run_folder_of(trainer)
-        if self._folder is not None and trainer.is_global_zero:
-            for old in self._folder.test_masks.glob("*.png"):
-                old.unlink()
+        """Deletes the masks of an earlier test, which may have been of another split.
+
+        Raises:
+            VocsegError: a file of another origin has the name of one that would be written.
+        """
+        self._paths: list[Path] = []
+        folder, owned = run_folder_of(trainer), owned_test_files(trainer)
+        if folder is None or owned is None:
+            return
+        self._owned = owned
+        self._paths = [folder.test_masks / f"{name}.png" for name in sample_names(test_samples_of(trainer))]
+        check_in_all_processes(owned, self._paths)
+        if trainer.is_global_zero:
+            owned.delete_own(folder.test_masks)
         trainer.strategy.barrier("earlier test masks are deleted")
 
     def on_test_batch_end(
@@ -138,17 +182,23 @@ class TestMasks(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes one batch's."""
-        samples = getattr(getattr(trainer.test_dataloaders, "dataset", None), "samples", None)
-        if samples is None or self._folder is None:
-            return
-        for index, labels in labelled_images(outputs):
-            write_mask(self._folder.test_masks / f"{samples[index].image.stem}.png", labels.cpu().numpy())
+        for index, labels in labelled_images(outputs) if self._paths else ():
+            write_mask(self._paths[index], labels.cpu().numpy(), self._owned.write)
 
 
-def _unique_names(paths: Sequence[Path]) -> dict[str, str]:
-    """Path -> name: ``photo`` for ``photo.jpg``; ``photo.webp``, then ``photo_2``, when another file has that name."""
-    taken: dict[str, str] = {}
+def _relative_names(paths: Iterable[Path], given: Any) -> list[tuple[str, Path]]:
+    """Pairs of a name and a path: below a given folder, or the folder of a given list, ``one/photo``; else ``photo``.
+
+    Args:
+        paths: of the images.
+        given: what was to be predicted: a path or a glob pattern, or a list of them.
+    """
+    folders = []
+    for entry in [given] if isinstance(given, str | Path) else given or []:
+        path = Path(os.path.expandvars(entry)).expanduser()
+        folders.append(path.parent if path.is_file() else path)
+    names = []
     for path in paths:
-        numbered = (f"{path.stem}_{number}" for number in count(2))
-        taken[next(name for name in chain([path.stem, path.name], numbered) if name not in taken)] = str(path)
-    return {path: name for name, path in taken.items()}
+        folder = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+        names.append((path.relative_to(folder).with_name(path.stem).as_posix(), path))
+    return names

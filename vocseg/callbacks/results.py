@@ -8,9 +8,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vocseg.callbacks.base import class_names_of, datamodule_of, run_folder_of
+from vocseg.callbacks.base import (
+    check_in_all_processes,
+    class_names_of,
+    datamodule_of,
+    owned_test_files,
+    run_folder_of,
+    test_samples_of,
+)
 from vocseg.metrics import Result
-from vocseg.run_folder import write_result
+from vocseg.run_folder import sample_names, write_result
 
 
 class ResultTable(L.Callback):
@@ -52,21 +59,30 @@ class ResultTable(L.Callback):
         else:
             print("Best epoch {epoch:.0f}, val/miou {miou:.4f}: before the interruption.".format(**self._best))
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses to replace scores that ``vocseg test`` did not write."""
+        folder, owned = run_folder_of(trainer), owned_test_files(trainer)
+        if folder is not None and owned is not None:
+            check_in_all_processes(owned, [folder.scores("test"), folder.matrices("test")])
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the test scores and writes them to the run's folder."""
         result = getattr(pl_module, "results", {}).get("test")
         if result is None:
             return
         _print(trainer, pl_module, result, "Test")
-        folder = run_folder_of(trainer)
-        if folder is not None and trainer.is_global_zero:
-            samples = getattr(getattr(trainer.test_dataloaders, "dataset", None), "samples", ())
+        folder, owned = run_folder_of(trainer), owned_test_files(trainer)
+        if folder is not None and owned is not None and trainer.is_global_zero:
+            samples = test_samples_of(trainer)
             more = {
                 "checkpoint": str(trainer.ckpt_path or ""),
                 "data": dict(getattr(datamodule_of(trainer), "hparams", None) or {}),
-                "samples": [{"image": str(sample.image), "mask": str(sample.mask)} for sample in samples],
+                "samples": [
+                    {"image": str(sample.image), "mask": str(sample.mask), "name": name}
+                    for sample, name in zip(samples, sample_names(samples), strict=True)
+                ],
             }
-            write_result(folder, "test", result, class_names_of(pl_module), more)
+            write_result(folder, "test", result, class_names_of(pl_module), more, owned.write)
 
 
 def result_table(result: Result, class_names: list[str], title: str, colours: bool = False) -> Table:

@@ -55,7 +55,11 @@ def write_record(
         facts: the content of ``record.json``.
         class_names: one name per class.
         masks: predicted test masks to keep.
+
+    Raises:
+        VocsegError: see :func:`check_replaceable`.
     """
+    check_replaceable(folder)
     with replacing_folder(folder) as part:
         record = RunFolder(part)
         for path in run_folder.configs:
@@ -67,7 +71,9 @@ def write_record(
             write_matrices(record.resized_matrices(split), resized[split])
         record.test_masks.mkdir()
         for mask in masks:
-            (record.test_masks / mask.name).write_bytes(mask.read_bytes())
+            copy = record.test_masks / mask.relative_to(run_folder.test_masks)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(mask.read_bytes())
         write_json(record.facts, facts)
 
 
@@ -78,12 +84,30 @@ def read_record(folder: Path) -> Run:
         VocsegError: there is none, or a file is missing or broken.
     """
     record = RunFolder(folder)
-    needed = [record.facts, record.config, record.metrics]
-    needed += [path(split) for split in SPLITS for path in (record.scores, record.matrices, record.resized_matrices)]
-    missing = [path.name for path in needed if not path.is_file()]
+    missing = [path.name for path in _files(record) if not path.is_file()]
     if missing:
         raise VocsegError(f"The record {folder} is incomplete: {', '.join(missing)} is missing.")
     return read_run(record)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Checks that a record may take the place of a folder.
+
+    Raises:
+        VocsegError: the folder is no record, or has further files, which would be lost.
+    """
+    record = RunFolder(folder)
+    found = {*folder.iterdir()} if folder.is_dir() else {folder} if folder.exists() else set()
+    foreign = found - {*_files(record), *record.configs, record.test_masks, record.report}
+    if foreign or (found and record.facts not in found):
+        culprit = min(foreign or found)
+        raise VocsegError(f"{culprit} is not part of a record, and is not replaced. Move {folder} away.")
+
+
+def _files(record: RunFolder) -> list[Path]:
+    """The files that every record has."""
+    scores = [path(split) for split in SPLITS for path in (record.scores, record.matrices, record.resized_matrices)]
+    return [record.facts, record.config, record.metrics, *scores]
 
 
 def provenance(trainer: L.Trainer) -> dict[str, Any]:

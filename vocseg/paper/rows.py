@@ -14,8 +14,8 @@ from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import experiments_folder, resolve_config
 from vocseg.lightning_cli import VocsegCLI, run
 from vocseg.paper.protocol import PaperProtocol
-from vocseg.paper.records import provenance, read_record, write_record
-from vocseg.run_folder import RunFolder, read_run
+from vocseg.paper.records import check_replaceable, provenance, read_record, write_record
+from vocseg.run_folder import RunFolder, read_run, sample_names
 
 PROTOCOL = f"--trainer.callbacks+={PaperProtocol.__module__}.{PaperProtocol.__qualname__}"
 """The option that switches the paper's protocol on."""
@@ -155,6 +155,7 @@ def _finished(folder: Path) -> bool:
 
 
 def _run_row(row: Row, options: list[str], folder: Path, shown: Sequence[int]) -> None:
+    check_replaceable(folder)
     fit = run(["fit", *row.fit_options(), *options, "--ckpt_path", "auto"])
     run_folder = RunFolder(Path(fit.trainer.log_dir or "."))
     scoring = ["--ckpt_path", str(run_folder.best), PROTOCOL, *_for_scoring(options)]
@@ -189,7 +190,8 @@ def _masks(run_folder: RunFolder, tested: VocsegCLI, shown: Sequence[int]) -> li
     """The files of the predicted test masks to keep."""
     samples = tested.datamodule.datasets["test"].samples
     indices = sorted({index % len(samples) for index in shown})  # another tree may be smaller
-    return [run_folder.test_masks / f"{samples[index].image.stem}.png" for index in indices]
+    names = sample_names(samples)
+    return [run_folder.test_masks / f"{names[index]}.png" for index in indices]
 
 
 def _for_scoring(options: Sequence[str]) -> list[str]:

@@ -65,7 +65,8 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
         What could not be reported, one line each.
 
     Raises:
-        VocsegError: there are no records, or no VOC tree below ``root``.
+        VocsegError: there are no records, no VOC tree below ``root``, or ``folder`` has files of these names that this
+            function did not write.
     """
     known = declared()
     records, problems = read_records(known, results)
@@ -77,6 +78,11 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
     compared = compare(known, records)
     heading = "### Claims\n\nRow minus other row, and the difference's 95 % interval over the choice of images."
     text = f"{text}\n{heading}\n\n{_rows(compared)}\n"
+    figures = best_rows(known, records)
+    names = ["tables.md", "claims.csv", *(f"table_{number}.csv" for number in tables)]
+    names += [f"figure_{number:02}_loss.png" for number in figures]
+    names += [f"figure_{number + 1:02}_masks.png" for number in figures if root is not None]
+    _check_replaceable(folder, names)
     write_text(folder / "tables.md", text)
     write_text(folder / "claims.csv", _csv(compared))
     for number, lines in tables.items():
@@ -84,15 +90,29 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
     document = results.parent / "RESULTS.md"
     if document.is_file() and BEGIN in document.read_text(encoding="utf-8"):
         before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        write_text(document, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
-    for number, row in best_rows(known, records).items():
+        _, end, after = rest.partition(END)
+        if end:
+            write_text(document, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        else:
+            problems.append(f"{document} has no line {END}: where its tables end is not known, and it is unchanged.")
+    for number, row in figures.items():
         record = records[row.name]
         figure = losses_figure(record.lines, row.name, record.best_epoch)
         save_png(figure, folder / f"figure_{number:02}_loss.png")
-        if root is not None and any(record.folder.test_masks.glob("*.png")):
+        if root is not None and any(record.folder.test_masks.rglob("*.png")):
             draw_masks(record, row.name, _tree(root, year), folder / f"figure_{number + 1:02}_masks.png")
     return problems
+
+
+def _check_replaceable(folder: Path, names: Sequence[str]) -> None:
+    """Refuses to replace files in a folder whose ``tables.md`` is not of :func:`write_tables`."""
+    existing = [folder / name for name in names if (folder / name).exists()]
+    own = folder / "tables.md"
+    if existing and not (own.is_file() and own.read_text(encoding="utf-8", errors="replace").startswith("### Table ")):
+        raise VocsegError(
+            f"{existing[0]} exists, and {own} is not of vocseg paper tables: nothing is replaced. Name another folder: "
+            "--to"
+        )
 
 
 def read_records(known: Declared, results: Path) -> tuple[dict[str, Run], list[str]]:
@@ -255,8 +275,8 @@ def _resized(record: Run, split: str) -> ConfusionMatrices:
 def draw_masks(record: Run, title: str, tree: Path, path: Path) -> None:
     """Draws image, truth and prediction of the test images whose masks were kept."""
     rows, labels = [], []
-    for file in sorted(record.folder.test_masks.glob("*.png")):
-        name = file.stem
+    for file in sorted(record.folder.test_masks.rglob("*.png")):
+        name = file.relative_to(record.folder.test_masks).with_name(file.stem).as_posix()
         image = next(iter(sorted((tree / "JPEGImages").glob(f"{name}.*"))), None)
         if image is None:
             raise VocsegError(f"The record {record.folder.path} shows {name}, which {tree} does not have.")
