@@ -520,3 +520,36 @@ def test_mistakes_get_a_few_lines(case, voc_root, vocseg, tmp_path):
         len([line for line in err.splitlines() if line.startswith(("vocseg:", " ", "There")) or "error" in line]) < 12
     )
     assert "usage:" not in err
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "train/loss", "val/mean_accuracy", "val/iou/disc"])
+def test_the_best_checkpoint_and_early_stopping_follow_the_monitored_score(monitor, fit_flags, vocseg, tmp_path):
+    """Losses must fall, everything else must grow."""
+    flags = ["--checkpoint.monitor", monitor, "--early_stopping", 1, "--trainer.max_epochs", 4]
+    status, out, err = vocseg(*fit_flags, *flags)
+    assert status == 0, err
+    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    scores = [float(line[monitor]) for line in scalars(folder)]
+    best = (min if "loss" in monitor else max)(scores)
+    assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == scores.index(best)
+    assert f"{monitor} {best:.4f}" in out
+    better = [b < a if "loss" in monitor else b > a for a, b in zip(scores, scores[1:], strict=False)]
+    assert len(scores) == 4 or not better[-1]  # it stops only where the score got worse
+    assert yaml.safe_load((folder / "config.yaml").read_text())["checkpoint"]["mode"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint.monitor", "val_loss"], "nothing logs 'val_loss'. Did you mean 'val/loss'?"),
+        (["--checkpoint.monitor", "val/mIoU"], "Did you mean 'val/miou'?"),
+        (["--checkpoint.monitor", "val/iou/cat"], "val/iou/<class>"),
+        (["--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"], "would keep the worst epoch"),
+        (["--checkpoint.mode", "min"], "would keep the worst epoch"),
+    ],
+)
+def test_a_monitor_that_cannot_work_is_refused_before_the_first_step(flags, message, fit_flags, vocseg, tmp_path):
+    status, out, err = vocseg(*fit_flags, *flags)
+    assert status == 1
+    assert message in err
+    assert "Epoch" not in out

@@ -28,6 +28,18 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean {lowered[matches[0]]!r}?" if matches else ""
 
 
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Checks a setting that has few values; in Python nobody else does.
+
+    Raises:
+        VocsegError: it is none of them, with the most similar one.
+    """
+    choices = list(choices)
+    if value not in choices:
+        known = ", ".join(map(str, choices))
+        raise VocsegError(f"{name} must be one of {known}; got {value!r}.{nearest(str(value), map(str, choices))}")
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An ``argparse`` parser that raises :class:`VocsegError` for a mistake, instead of printing its usage."""
 

@@ -1,14 +1,21 @@
 """Building blocks that backbones and decoders share."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
+
+from vocseg.errors import check_choice
 
 Activation = Literal["relu", "leaky_relu"]
 
 
 def activation_layer(activation: Activation) -> nn.Module:
-    """Builds the activation with this name."""
+    """Builds the activation with this name.
+
+    Raises:
+        VocsegError: there is none.
+    """
+    check_choice("activation", activation, get_args(Activation))
     return nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(inplace=True)
 
 

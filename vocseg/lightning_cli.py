@@ -44,11 +44,13 @@ from vocseg.cli_errors import explain
 from vocseg.cli_help import help_text
 from vocseg.components import class_path_of, to_config
 from vocseg.data.voc import VOCDataModule
-from vocseg.errors import VocsegError
+from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import resolve_config
 from vocseg.run_folder import LOGS, RunFolder
 from vocseg.task import SegmentationTask, default_optimizer
 
+AUTO = "auto"
+"""The default of ``--checkpoint.mode``: min for losses, max for all other scores."""
 NEWEST = ("last", "auto")
 """Words that ``fit`` takes for a checkpoint: the newest unfinished run's, and the same or a new run."""
 
@@ -166,7 +168,7 @@ class VocsegCLI(LightningCLI):
                 },
                 "data": {"class_path": class_path_of(VOCDataModule)},
                 "checkpoint.monitor": "val/miou",
-                "checkpoint.mode": "max",
+                "checkpoint.mode": AUTO,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
@@ -240,10 +242,16 @@ class VocsegCLI(LightningCLI):
             settings.data.init_args.seed = settings.seed_everything  # a random one is chosen only now
         if settings.trainer.limit_val_batches == 0:  # without validation there is no best checkpoint
             settings.checkpoint.monitor, settings.checkpoint.save_top_k = None, 0
+        self._mode = settings.checkpoint.mode
+        monitor = str(settings.checkpoint.monitor)
+        settings.checkpoint.mode = _mode_of(monitor, self._mode)
+        if monitor.startswith("train/"):  # known at the end of the training epoch, after the validation
+            settings.checkpoint.save_on_train_epoch_end = True
 
     def after_instantiate_classes(self) -> None:
         """Records the components as the config describes them: it knows those of a user's own classes, too."""
         settings = self._settings()
+        settings.checkpoint.mode = self._mode  # a saved config must serve another monitor, too
         if "class_names" in settings.data.get("init_args", {}):
             # by name also where the data module chose them, or they would seem changed when the run is resumed
             settings.data.init_args.class_names = list(self.datamodule.class_names)
@@ -287,13 +295,24 @@ class VocsegCLI(LightningCLI):
             best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
         self.best, self.last = best, last
+        known = getattr(self.model, "monitorable", None)  # a user's own task and callbacks may log anything
+        if known and best.monitor and best.monitor not in known and not _listed(self._settings().trainer.callbacks):
+            raise VocsegError(
+                f"--checkpoint.monitor: nothing logs {best.monitor!r}.{nearest(best.monitor, known)} Logged are "
+                f"{', '.join(name for name in known if '/iou/' not in name)}, and val/iou/<class>."
+            )
         guards: list[L.Callback] = [
             StepSeeds(int(self._settings().seed_everything)),
             StopOnNaN(last),
             GracefulShutdown(last, self._resume_command),
         ]
         if patience is not None:
-            guards.append(EarlyStopping(str(best.monitor), mode=best.mode, patience=int(patience)))
+            of_training = str(best.monitor).startswith("train/")
+            guards.append(
+                EarlyStopping(
+                    str(best.monitor), mode=best.mode, patience=int(patience), check_on_train_epoch_end=of_training
+                )
+            )
         return [*guards, best, last]
 
     def after_fit(self) -> None:
@@ -407,6 +426,20 @@ def _with_voc_for_a_root(options: list[str], found: argparse.Namespace, data_cla
     found.data = class_path_of(VOCDataModule)
     index = next(index for index, word in enumerate(options) if word.partition("=")[0] == "--data.root")
     return [*options[:index], "--data", found.data, *options[index:]]
+
+
+def _mode_of(monitor: str, mode: str) -> str:
+    """The mode that a monitored score needs.
+
+    Raises:
+        VocsegError: another mode was given, which would keep the worst epoch.
+    """
+    needed = "min" if "loss" in monitor.rpartition("/")[2] else "max"
+    if mode != AUTO and mode != needed and monitor.startswith(("val/", "train/")):
+        raise VocsegError(
+            f"--checkpoint.mode {mode} would keep the worst epoch by {monitor}: leave the mode out, or give {needed}."
+        )
+    return needed if mode == AUTO else mode
 
 
 def _run_name(settings: Any, configs: Sequence[str]) -> str | None:

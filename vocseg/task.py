@@ -119,6 +119,12 @@ class SegmentationTask(L.LightningModule):
         """Optimizer steps that these weights have seen, here or before they were loaded from a checkpoint."""
         return max(self.global_step, int(self._loaded.get("global_step", 0)))
 
+    @property
+    def monitorable(self) -> list[str]:
+        """The scores that a fit logs, and that checkpoints and early stopping can follow."""
+        scores = ("loss", "miou", "pixel_accuracy", "mean_accuracy", *(f"iou/{name}" for name in self.class_names))
+        return [*(f"val/{score}" for score in scores), "train/loss"]
+
     def forward(self, image: Tensor) -> Tensor:
         """The logits of normalised images, float [B, 3, H, W], of any size: float32 [B, C, H, W]."""
         return self.network(image)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from vocseg.backbones.base import Backbone
+from vocseg.errors import check_choice
 from vocseg.layers import xavier_
 
 
@@ -28,6 +29,7 @@ class MobileNetV2(Backbone):
 
     def __init__(self, weights: str | None = None, freeze: bool = False, output_stride: Literal[16, 32] = 32) -> None:
         super().__init__(weights=weights, freeze=freeze)
+        check_choice("output_stride", output_stride, (16, 32))
         self.features = models.mobilenet_v2(weights=None).features
         self.channels = [24, 32, 96, 1280]
         self.strides = [4, 8, 16, output_stride]

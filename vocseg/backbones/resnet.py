@@ -6,6 +6,7 @@ from torch import Tensor
 from torchvision import models
 
 from vocseg.backbones.base import Backbone
+from vocseg.errors import check_choice
 from vocseg.layers import xavier_
 
 
@@ -26,6 +27,7 @@ class ResNet(Backbone):
 
     def __init__(self, depth: Literal[18, 34, 50, 101] = 34, weights: str | None = None, freeze: bool = False) -> None:
         super().__init__(weights=weights, freeze=freeze)
+        check_choice("depth", depth, (18, 34, 50, 101))
         self.torchvision_weights = models.get_model_weights(f"resnet{depth}")
         network = models.get_model(f"resnet{depth}", weights=None)
         # same submodule names as in torchvision, so that its state dicts load unchanged

@@ -19,9 +19,10 @@ from vocseg.data.datasets import (
     collate,
     prepare_worker,
 )
-from vocseg.data.files import Sample, check_samples, count_pixels
+from vocseg.data.files import ImageReader, Sample, check_samples, count_pixels
 from vocseg.data.labels import VOID
 from vocseg.data.lists import find_images
+from vocseg.data.masks import MaskReader
 from vocseg.data.transforms import (
     EVAL_PIPELINES,
     TRAIN_PIPELINES,
@@ -30,7 +31,7 @@ from vocseg.data.transforms import (
     make_transforms,
     transform_to_config,
 )
-from vocseg.errors import VocsegError
+from vocseg.errors import VocsegError, check_choice
 
 # not list[Any]: jsonargparse would build any class that an untrusted config or checkpoint names
 Transforms = str | list[str | dict]
@@ -46,13 +47,17 @@ class SegmentationDataModule(L.LightningDataModule):
 
     - Training: ``image`` float32 [B, 3, h, w], ``mask`` int64 [B, h, w] with 255 = void, and ``index`` int64 [B], the
       indices of the samples in the split's list.
-    - Evaluation: also ``original_mask``, a list of uint8 [H_i, W_i] as stored, and ``input_size`` int64 [B, 2], height
-      and width before padding. Images of different sizes are padded on the right and at the bottom.
+    - Evaluation: also ``original_mask``, a list of uint8 [H_i, W_i] in the files' sizes, and ``input_size`` int64
+      [B, 2], height and width before padding. Images of different sizes are padded on the right and at the bottom.
     - Prediction: ``image``, ``input_size``, ``original_size`` int64 [B, 2], ``path`` (list of str), and ``unreadable``,
       a list of messages about images that cannot be read.
 
     Several processes divide every split among them without repeating a sample, so an evaluation batch of one process
     may have no image.
+
+    Attributes:
+        mask_reader: how mask files become labels.
+        image_reader: how image files become RGB.
 
     Args:
         class_names: one name per label.
@@ -69,6 +74,17 @@ class SegmentationDataModule(L.LightningDataModule):
         seed: the seed of all random draws of the data. Transforms depend on (seed, epoch, index), the order of the
             training samples depends on (seed, epoch).
         predict_path: an image, a folder of images, or a glob pattern, for prediction.
+        labels: what the values of mask files mean where they are not labels, for example ``{255: defect}`` for masks of
+            0 and 255, or ``{1: cat, 2: dog}`` for masks that count from 1: a class name, a label, or ``void``. Other
+            values keep their meaning: a label, and 255 is void. Palette masks are then read by index.
+        colours: red, green and blue (0 to 255) of the classes in masks with colours, for example
+            ``{defect: [255, 0, 0]}``; ``void`` may have a colour too. None: VOC's palette.
+        ignore_classes: names of classes whose pixels become void. They stay in ``class_names``.
+        bit_depth: the bits that deep images really use, for example 12 where 16-bit files hold 0 to 4095. None: all
+            bits; floats must lie in 0 to 1.
+        exif_rotation: rotate images as their EXIF orientation says. Give false if the masks were drawn on the pixels as
+            stored. Only different sizes reveal a wrong setting: a square image, or one that EXIF rotates by 180 degrees
+            or flips, fits its mask either way.
 
     Raises:
         VocsegError: a setting or a file is not usable; the message says how to mend it.
@@ -86,11 +102,23 @@ class SegmentationDataModule(L.LightningDataModule):
         in_memory: bool = False,
         seed: int = 0,
         predict_path: str | None = None,
+        labels: dict[int, str | int] | None = None,
+        colours: dict[str, list[int]] | None = None,
+        ignore_classes: list[str] | None = None,
+        bit_depth: int | None = None,
+        exif_rotation: bool = True,
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
         if not 2 <= len(self.class_names) <= VOID - 1:
-            raise VocsegError(f"class_names must name 2 to {VOID - 1} classes, got {len(self.class_names)}.")
+            raise VocsegError(
+                f"class_names must name 2 to {VOID - 1} classes, got {len(self.class_names)}: label maps are stored in "
+                f"8 bits, and {VOID} is void."
+            )
+        self.mask_reader = MaskReader.from_settings(
+            self.class_names, labels, colours, ignore_classes or (), exif_rotation
+        )
+        self.image_reader = ImageReader(bit_depth, exif_rotation)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size = (height, width)
         if min(self.image_size) < 1 or batch_size < 1:
@@ -99,6 +127,7 @@ class SegmentationDataModule(L.LightningDataModule):
         self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
         self.train_transforms = make_transforms(train_transforms, TRAIN_PIPELINES, self.image_size, "train_transforms")
         self.eval_transforms = make_transforms(eval_transforms, EVAL_PIPELINES, self.image_size, "eval_transforms")
+        check_choice("void_trains_as", void_trains_as, ("ignored", "background"))
         self.void_trains_as = void_trains_as
         self.in_memory, self.seed = in_memory, seed
         self.predict_path = predict_path
@@ -113,6 +142,11 @@ class SegmentationDataModule(L.LightningDataModule):
                 "void_trains_as": void_trains_as,
                 "in_memory": in_memory,
                 "seed": seed,
+                "labels": None if labels is None else dict(labels),
+                "colours": None if colours is None else {name: list(colour) for name, colour in colours.items()},
+                "ignore_classes": list(ignore_classes or ()),
+                "bit_depth": bit_depth,
+                "exif_rotation": exif_rotation,
             }
         )
         self.datasets: dict[str, SegmentationDataset | PredictionDataset] = {}
@@ -130,7 +164,9 @@ class SegmentationDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Finds the samples that ``stage`` needs. One process per machine checks every file."""
         if stage == "predict":
-            self.datasets["predict"] = PredictionDataset(find_images(self.predict_path), self._pipeline("eval"))
+            self.datasets["predict"] = PredictionDataset(
+                find_images(self.predict_path), self._pipeline("eval"), self.image_reader
+            )
             return
         roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
         check_only_resizes(self.eval_transforms)
@@ -140,9 +176,12 @@ class SegmentationDataModule(L.LightningDataModule):
             samples = self.samples(role)
             arrays: list[tuple[np.ndarray, np.ndarray]] = []
             if self.in_memory or self.trainer is None or self.trainer.local_rank == 0:
-                arrays = check_samples(samples, len(self.class_names), keep=self.in_memory)
+                checked = check_samples(samples, self.mask_reader, self.image_reader, keep=self.in_memory)
+                arrays = [sample.arrays for sample in checked if sample.arrays is not None]
             pipeline = self._pipeline("train" if role == "train" else "eval")
-            self.datasets[role] = SegmentationDataset(samples, pipeline, evaluates=role != "train", arrays=arrays)
+            self.datasets[role] = SegmentationDataset(
+                samples, pipeline, role != "train", arrays, self.mask_reader, self.image_reader
+            )
 
     @property
     def is_predicting(self) -> bool:
@@ -157,7 +196,7 @@ class SegmentationDataModule(L.LightningDataModule):
         """
         dataset = self.datasets["train"]
         assert isinstance(dataset, SegmentationDataset)
-        counts = count_pixels(dataset.samples, [mask for _, mask in dataset.arrays])
+        counts = count_pixels(dataset.samples, self.mask_reader, [mask for _, mask in dataset.arrays])
         classes = counts[: len(self.class_names)]
         if self.void_trains_as == "background":
             classes[0] += counts[VOID]
