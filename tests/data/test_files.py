@@ -3,9 +3,13 @@ import pytest
 from PIL import Image
 
 from vocseg.data.files import check_samples, read_image, read_mask
-from vocseg.data.labels import VOC_PALETTE
+from vocseg.data.labels import VOC_CLASSES, VOC_PALETTE
 from vocseg.data.lists import find_tree, read_split
+from vocseg.data.masks import MaskReader
 from vocseg.errors import VocsegError
+
+
+VOC_MASKS = MaskReader(VOC_CLASSES)
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def test_find_tree_accepts_three_layouts(tree):
 def test_images_can_be_png(tree):
     (tree / "JPEGImages" / "a.jpg").unlink()
     Image.new("RGB", (80, 60)).save(tree / "JPEGImages" / "a.png")
-    assert len(check_samples(read_split(tree, "train"), 21, keep=True)) == 1
+    assert len(check_samples(read_split(tree, "train"), VOC_MASKS, keep=True)) == 1
 
 
 def truncate(path):
@@ -90,8 +94,8 @@ BROKEN_FILES = {
         r"a\.png has label 21",
     ),
     "colour mask": (
-        lambda tree: Image.new("RGB", (8, 6)).save(tree / "SegmentationClass/a.png"),
-        r"a\.png has mode RGB",
+        lambda tree: Image.new("RGB", (80, 60), (1, 2, 3)).save(tree / "SegmentationClass/a.png"),
+        r"a\.png has colours of no class: \[1, 2, 3\]",
     ),
 }
 
@@ -101,7 +105,7 @@ def test_broken_files_are_named_in_the_error(tree, case):
     break_it, message = BROKEN_FILES[case]
     break_it(tree)
     with pytest.raises(VocsegError, match=message):
-        check_samples(read_split(tree, "train"), 21, keep=False)
+        check_samples(read_split(tree, "train"), VOC_MASKS, keep=False)
 
 
 def test_damage_to_any_byte_of_mask_pixels_is_detected(tmp_path):
@@ -120,7 +124,7 @@ def test_damage_to_any_byte_of_mask_pixels_is_detected(tmp_path):
 def test_error_counts_further_broken_files(tree):
     (tree / "ImageSets/Segmentation/train.txt").write_text("".join(f"x{i}\n" for i in range(8)))
     with pytest.raises(VocsegError, match="3 more broken files"):
-        check_samples(read_split(tree, "train"), 21, keep=False)
+        check_samples(read_split(tree, "train"), VOC_MASKS, keep=False)
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd"])

@@ -15,7 +15,6 @@ from torch.utils.tensorboard.summary import hparams
 
 from vocseg.callbacks.base import class_names_of, datamodule_of, is_fast_dev_run, labelled_images
 from vocseg.data.datasets import SegmentationDataset
-from vocseg.data.files import read_sample
 from vocseg.data.transforms import MEAN, STD
 from vocseg.plots import as_array, coloured, confusion_figure, errors, iou_figure, legend_of, panels
 
@@ -102,7 +101,7 @@ class MaskPreviews(L.Callback):
             return list(range(self.images))
         shares = []
         for index in range(len(dataset)):
-            _, mask = _read(dataset, index)
+            _, mask = dataset.stored(index)
             shares.append(np.bincount(mask.ravel(), minlength=256)[: dataset.pipeline.num_classes] / mask.size)
         return covering(np.array(shares), self.images)
 
@@ -212,17 +211,11 @@ def _dataset(trainer: L.Trainer) -> SegmentationDataset | None:
     return dataset if isinstance(dataset, SegmentationDataset) else None
 
 
-def _read(dataset: SegmentationDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
-    if dataset.arrays:
-        return dataset.arrays[index]
-    return read_sample(dataset.samples[index], dataset.pipeline.num_classes)
-
-
 def _image_and_truth(trainer: L.Trainer, batch: Any, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     """As they are on disk; of other data the network's input with its normalisation undone."""
     dataset = _dataset(trainer)
     if dataset is not None:
-        return _read(dataset, index)
+        return dataset.stored(index)
     images, masks = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
     image = images[position].float().cpu() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()

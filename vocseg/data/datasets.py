@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from vocseg.data.files import Sample, read_image, read_sample
+from vocseg.data.files import ImageReader, Sample, read_sample
 from vocseg.data.labels import VOID
+from vocseg.data.masks import MaskReader
 from vocseg.data.transforms import Pipeline
 from vocseg.errors import VocsegError
 
@@ -26,14 +27,16 @@ class SegmentationDataset(Dataset):
     """The samples of a split, addressed by ``(epoch, index)``; random transforms depend on both.
 
     An item is ``{"image": float32 [3, h, w], "mask": int64 [h, w], "index": int}``. With ``evaluates`` it also has
-    ``original_mask`` (uint8 [H, W], as stored) and ``input_size`` (h, w). The index None, with which samplers pad,
-    gives an empty item, which ``collate`` leaves out. An index without an epoch means epoch 0.
+    ``original_mask`` (uint8 [H, W], labels in the file's size) and ``input_size`` (h, w). The index None, with which
+    samplers pad, gives an empty item, which ``collate`` leaves out. An index without an epoch means epoch 0.
 
     Args:
         samples: the image and mask files.
         pipeline: transforms every sample.
         evaluates: add ``original_mask`` and ``input_size``.
         arrays: the decoded samples if they are kept in memory, else empty.
+        masks: reads the masks; None: their values are the labels.
+        images: reads the images; None: ``ImageReader()``.
 
     Raises:
         VocsegError: (when indexed) a file cannot be read or the transforms fail on it.
@@ -45,8 +48,12 @@ class SegmentationDataset(Dataset):
         pipeline: Pipeline,
         evaluates: bool,
         arrays: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+        masks: MaskReader | None = None,
+        images: ImageReader | None = None,
     ) -> None:
         self.samples, self.pipeline, self.evaluates, self.arrays = samples, pipeline, evaluates, arrays
+        self.masks = masks or MaskReader([f"class {label}" for label in range(pipeline.num_classes)])
+        self.images = images or ImageReader()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -55,16 +62,19 @@ class SegmentationDataset(Dataset):
         epoch, index = (0, key) if isinstance(key, int) else key
         if index is None:
             return {}
-        if self.arrays:
-            image, mask = self.arrays[index]
-        else:
-            image, mask = read_sample(self.samples[index], self.pipeline.num_classes)
+        image, mask = self.stored(index)
         item: dict[str, Any] = {"index": index}
         with _name_file_in_errors(self.samples[index].image, image):
             item.update(self.pipeline(image, mask, epoch=epoch, index=index))
         if self.evaluates:
             item.update(original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
         return item
+
+    def stored(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image, RGB uint8 [H, W, 3], and the labels, uint8 [H, W], of a sample before the transforms."""
+        if self.arrays:
+            return self.arrays[index]
+        return read_sample(self.samples[index], self.masks, self.images)
 
 
 class PredictionDataset(Dataset):
@@ -77,10 +87,11 @@ class PredictionDataset(Dataset):
     Args:
         paths: the image files.
         pipeline: transforms every image.
+        images: reads the images; None: ``ImageReader()``.
     """
 
-    def __init__(self, paths: Sequence[Path], pipeline: Pipeline) -> None:
-        self.paths, self.pipeline = paths, pipeline
+    def __init__(self, paths: Sequence[Path], pipeline: Pipeline, images: ImageReader | None = None) -> None:
+        self.paths, self.pipeline, self.images = paths, pipeline, images or ImageReader()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -91,7 +102,7 @@ class PredictionDataset(Dataset):
             return {}
         path = self.paths[index]
         try:
-            image = read_image(path)
+            image = self.images.read(path)
             with _name_file_in_errors(path, image):
                 item: dict[str, Any] = dict(self.pipeline(image, index=index))
         except VocsegError as error:

@@ -2,17 +2,35 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import cv2  # albumentations' own dependency
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import get_worker_info
 
-from vocseg.data.labels import VOID
 from vocseg.errors import VocsegError
 
+if TYPE_CHECKING:
+    from vocseg.data.masks import MaskReader
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+ROTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
+"""What the values of EXIF's orientation tag ask for; 1 is the image as stored."""
+ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -31,113 +49,249 @@ class Sample:
     name: str = ""
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Reads an image as RGB uint8 [H, W, 3], rotated as its EXIF orientation says.
+@dataclass(frozen=True)
+class ImageReader:
+    """How image files, PIL images and arrays become RGB uint8 [H, W, 3].
+
+    8-bit images keep their values. Deeper ones are scaled to 0 to 255: integers from the range of their type (16-bit
+    data are divided by 256), floats from 0 to 1.
+
+    Args:
+        bit_depth: the bits that deep images really use, for example 12 where 16-bit files hold 0 to 4095. Images are
+            scaled from 0 to 2**bit_depth - 1, floats too. None: all bits of their type.
+        exif_rotation: rotate images as their EXIF orientation says.
 
     Raises:
-        VocsegError: the file is missing, damaged, or not an image.
+        VocsegError: ``bit_depth`` is not 8 to 32.
     """
-    return np.array(_decode(path, "image", lambda image: ImageOps.exif_transpose(image).convert("RGB")))
+
+    bit_depth: int | None = None
+    exif_rotation: bool = True
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.bit_depth is not None and not 8 <= self.bit_depth <= 32:
+            raise VocsegError(f"bit_depth must be 8 to 32, or null for all bits of the files; got {self.bit_depth}.")
+
+    def read(self, path: Path) -> np.ndarray:
+        """Reads an image file.
+
+        Raises:
+            VocsegError: the file is missing, damaged, not an image, or has values that cannot be scaled.
+        """
+        stored = decode(path, "image", self.exif_rotation, rgb=True)
+        return self._to_rgb(stored.pixels, f"image {path}", _value_bits(stored.raw_mode))
+
+    def convert(self, image: Any) -> np.ndarray:
+        """Converts an image given as a path, a PIL image or an array, [H, W, 3] (RGB) or [H, W] (grey).
+
+        Raises:
+            VocsegError: the file cannot be read, or the array has another shape or type.
+        """
+        if isinstance(image, str | Path):
+            return self.read(Path(image))
+        if isinstance(image, Image.Image):
+            orientation = image.getexif().get(ORIENTATION, 1) if self.exif_rotation else 1
+            return self._to_rgb(_rotated(_pixels(image, rgb=True), orientation), "PIL image", _value_bits(image.mode))
+        array = np.asarray(image)
+        known_type = array.dtype == np.uint8 or (array.dtype.kind in "iuf" and array.dtype.itemsize > 1)
+        if not known_type or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+            raise VocsegError(
+                "An image must be a path, a PIL image, or an array [H, W, 3] or [H, W] of uint8, uint16 or floats; got "
+                f"{array.dtype} {list(array.shape)}."
+            )
+        return self._to_rgb(array, f"array of {array.dtype}")
+
+    def _to_rgb(self, pixels: np.ndarray, name: str, bits: int | None = None) -> np.ndarray:
+        """Scales to uint8 and repeats or drops channels.
+
+        Args:
+            pixels: numbers [H, W] or [H, W, 3 or more].
+            name: of the image, for messages.
+            bits: the bits that the file stores for each value; None: those of the array's type.
+        """
+        if pixels.dtype != np.uint8:
+            pixels = self._scaled(pixels, name, bits)
+        if pixels.ndim == 2:
+            return np.repeat(pixels[..., None], 3, axis=2)
+        return np.ascontiguousarray(pixels[..., :3])
+
+    def _scaled(self, pixels: np.ndarray, name: str, bits: int | None) -> np.ndarray:
+        setting = "--data.bit_depth (in Python bit_depth)"
+        low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
+        if pixels.dtype.kind == "f":
+            top = 1.0 if self.bit_depth is None else 2.0**self.bit_depth - 1
+            if not (low >= -0.001 * top and high <= 1.001 * top):  # resampling may overshoot a little; NaN fails too
+                raise VocsegError(
+                    f"The {name} has floats from {low:g} to {high:g}, and they must lie in 0 to {top:g}. If white is "
+                    f"another number, 2**bits - 1, give the bits with {setting}; else store 0 to 1, or 8 or 16 bits."
+                )
+            return np.rint(pixels.clip(0, top) * (255 / top)).astype(np.uint8)
+        if bits is None:
+            bits = 8 * pixels.dtype.itemsize - (pixels.dtype.kind == "i")
+        depth = self.bit_depth or bits
+        if depth > 16 and self.bit_depth is None:
+            raise VocsegError(
+                f"The {name} has integers of 32 bits or more, from {low} to {high}: which of them is white is not "
+                f"known. Give the bits that they use with {setting}, or store 8 or 16 bits."
+            )
+        if low < 0 or high >= 2**depth:
+            raise VocsegError(
+                f"The {name} has values from {low} to {high}, and they must lie in 0 to {2**depth - 1} ({depth} bits). "
+                f"Store 8 or 16 bits without a sign, or give the bits with {setting}."
+            )
+        used = max(int(high).bit_length(), 8)
+        if self.bit_depth is None and used <= bits - 4 and high > 0:
+            say_once(
+                self._said,
+                f"The {name} has {bits}-bit values, and none is larger than {high}: it is read as almost black. If "
+                f"white is {2**used - 1} in these images, set --data.bit_depth {used}.",
+            )
+        return (pixels >> (depth - 8)).astype(np.uint8)
 
 
-def as_rgb(image: Any) -> np.ndarray:
-    """Converts an image given as a path, a PIL image or an array to RGB uint8 [H, W, 3].
+def read_image(path: Path, bit_depth: int | None = None, exif_rotation: bool = True) -> np.ndarray:
+    """Reads an image as RGB uint8 [H, W, 3]; see :class:`ImageReader`.
+
+    Raises:
+        VocsegError: the file is missing, damaged, not an image, or has values that cannot be scaled.
+    """
+    return _image_reader(bit_depth, exif_rotation).read(path)
+
+
+def as_rgb(image: Any, bit_depth: int | None = None, exif_rotation: bool = True) -> np.ndarray:
+    """Converts a path, a PIL image or an array to RGB uint8 [H, W, 3]; see :class:`ImageReader`.
 
     Raises:
         VocsegError: the file cannot be read, or the array has another shape or type.
     """
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    array = np.asarray(image)
-    if array.dtype == np.uint8 and array.ndim == 2:
-        return np.repeat(array[..., None], 3, axis=2)
-    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
-        return array
-    raise VocsegError(
-        f"An image must be a path, a PIL image, or an array of uint8 [H, W, 3] or [H, W]; got {array.dtype} "
-        f"{list(array.shape)}."
-    )
+    return _image_reader(bit_depth, exif_rotation).convert(image)
+
+
+@lru_cache
+def _image_reader(bit_depth: int | None, exif_rotation: bool) -> ImageReader:
+    return ImageReader(bit_depth, exif_rotation)  # kept, as it remembers what it has logged
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Reads a mask as labels, uint8 [H, W]: the palette indices of a palette PNG, not its colours.
+    """Reads a mask that vocseg or VOC wrote, as labels, uint8 [H, W]: the values of a palette or grey PNG.
+
+    The masks of other data are read with :class:`vocseg.data.masks.MaskReader`.
 
     Raises:
         VocsegError: the file is missing, damaged, not an image, or holds colours instead of labels.
     """
-    mask = _decode(path, "mask", lambda image: image)
-    if mask.mode not in ("P", "L"):
+    stored = decode(path, "mask", exif_rotation=False)
+    if stored.mode not in ("P", "L") or stored.pixels.dtype != np.uint8:
         raise VocsegError(
-            f"The mask {path} has mode {mask.mode}: a mask must be a palette (P) or grey (L) PNG of labels."
+            f"The mask {path} has mode {stored.mode}: a mask must be a palette (P) or grey (L) PNG of labels."
         )
-    return np.array(mask)
+    return stored.pixels
 
 
-def read_sample(sample: Sample, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def read_sample(
+    sample: Sample, masks: "MaskReader", images: ImageReader | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Reads an image and its mask, and checks that their sizes agree and that every label is known.
 
+    Args:
+        sample: the files.
+        masks: reads the mask.
+        images: reads the image; None: ``ImageReader()``.
+
     Returns:
-        RGB uint8 [H, W, 3] and labels uint8 [H, W] with values 0 to num_classes - 1 and 255.
+        RGB uint8 [H, W, 3] and labels uint8 [H, W] with values 0 to C - 1 and 255.
 
     Raises:
-        VocsegError: a file cannot be read (see ``read_image`` and ``read_mask``), the sizes differ, or a label is
-            neither a class nor void.
+        VocsegError: a file cannot be read, or the sizes differ.
     """
-    image, mask = read_image(sample.image), read_mask(sample.mask)
-    if image.shape[:2] != mask.shape:
-        raise VocsegError(
-            f"Image and mask differ in size: {sample.image} is {image.shape[1]}x{image.shape[0]}, "
-            f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]}."
-        )
-    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    unexpected = [int(label) for label in present if label >= num_classes and label != VOID]
-    if unexpected:
-        raise VocsegError(
-            f"The mask {sample.mask} has label {unexpected[0]}, but there are {num_classes} classes "
-            f"(0 to {num_classes - 1}, and {VOID} for void). If the masks have other classes, name them with "
-            "--data.class_names."
-        )
+    images = images or ImageReader()
+    image, mask = images.read(sample.image), masks.read(sample.mask)
+    _check_sizes(sample, image, mask, images)
     return image, mask
 
 
-def check_samples(samples: Sequence[Sample], num_classes: int, *, keep: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Reads every sample once, so that a broken file is reported before training starts.
+@dataclass(frozen=True)
+class CheckedSample:
+    """What :func:`check_samples` found in a sample's files.
+
+    Attributes:
+        size: height and width in pixels.
+        counts: int64 [256], pixels by label; 255 is void.
+        read_by: what the mask was read by: ``value`` (of grey or palette pixels) or ``colour``.
+        values: the distinct values in the mask file, int or (red, green, blue).
+        arrays: the decoded image and mask, or None if they were not kept.
+    """
+
+    size: tuple[int, int]
+    counts: np.ndarray
+    read_by: str
+    values: tuple[Any, ...]
+    arrays: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def examine_samples(
+    samples: Sequence[Sample], masks: "MaskReader", images: ImageReader | None = None, *, keep: bool = False
+) -> list[CheckedSample | VocsegError]:
+    """Reads every sample once, several at a time.
 
     Args:
         samples: the files to read.
-        num_classes: the number of classes; larger labels except 255 are errors.
-        keep: return the decoded samples.
+        masks: reads the masks.
+        images: reads the images; None: ``ImageReader()``.
+        keep: return the decoded samples too.
 
     Returns:
-        The image and mask of each sample, as ``read_sample`` gives them; an empty list if ``keep`` is False.
+        For each sample what was found, or why it cannot be read.
+    """
+    reader = images or ImageReader()
+
+    def examine(sample: Sample) -> CheckedSample | VocsegError:
+        try:
+            image, mask = reader.read(sample.image), masks.examine(sample.mask)
+            _check_sizes(sample, image, mask.labels, reader)
+        except VocsegError as error:
+            return error
+        counts = np.bincount(mask.labels.ravel(), minlength=256)
+        height, width = mask.labels.shape
+        arrays = (image, mask.labels) if keep else None
+        return CheckedSample((height, width), counts, mask.read_by, mask.values, arrays)
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        return list(pool.map(examine, samples))
+
+
+def check_samples(
+    samples: Sequence[Sample], masks: "MaskReader", images: ImageReader | None = None, *, keep: bool = False
+) -> list[CheckedSample]:
+    """Reads every sample once, so that a broken file is reported before training starts.
+
+    The arguments are those of :func:`examine_samples`.
+
+    Returns:
+        What was found in each sample.
 
     Raises:
         VocsegError: files are broken; the message names the first five and counts the others.
     """
-
-    def read(sample: Sample) -> tuple[np.ndarray, np.ndarray] | VocsegError | None:
-        try:
-            arrays = read_sample(sample, num_classes)
-        except VocsegError as error:
-            return error
-        return arrays if keep else None
-
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-        outcomes = list(pool.map(read, samples))
-    errors = [str(outcome) for outcome in outcomes if isinstance(outcome, VocsegError)]
+    checked, errors = [], []
+    for outcome in examine_samples(samples, masks, images, keep=keep):
+        if isinstance(outcome, VocsegError):
+            errors.append(str(outcome))
+        else:
+            checked.append(outcome)
     if errors:
         more = f"\n... and {len(errors) - 5} more broken files" if len(errors) > 5 else ""
         raise VocsegError("\n".join(errors[:5]) + more)
-    return [outcome for outcome in outcomes if isinstance(outcome, tuple)]
+    return checked
 
 
-def count_pixels(samples: Sequence[Sample], masks: Sequence[np.ndarray] = ()) -> np.ndarray:
+def count_pixels(samples: Sequence[Sample], reader: "MaskReader", masks: Sequence[np.ndarray] = ()) -> np.ndarray:
     """Counts the pixels of each label over all masks.
 
     Args:
         samples: the samples whose masks are read.
+        reader: reads the masks.
         masks: the decoded masks of all samples if they are in memory, else empty.
 
     Returns:
@@ -153,25 +307,163 @@ def count_pixels(samples: Sequence[Sample], masks: Sequence[np.ndarray] = ()) ->
             total += count(mask)
         return total
     with ThreadPoolExecutor() as pool:
-        for counts in pool.map(lambda sample: count(read_mask(sample.mask)), samples):
+        for counts in pool.map(lambda sample: count(reader.read(sample.mask)), samples):
             total += counts
     return total
 
 
-def _decode(path: Path, kind: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Loads an image file completely and converts it; ``kind`` names the file in error messages."""
+class StoredPixels(NamedTuple):
+    """The pixels of an image file.
+
+    Attributes:
+        pixels: [H, W] or [H, W, channels], of the file's own type where Pillow or OpenCV can read it: 16-bit colours
+            stay 16-bit.
+        mode: Pillow's mode of the image, for example ``RGB``.
+        raw_mode: Pillow's name for the stored bits, for example ``RGB;16B`` or ``L;4``.
+        palette: uint8 [n, 3], the stored palette; empty if there is none.
+        format: of the file, for example ``PNG``.
+    """
+
+    pixels: np.ndarray
+    mode: str
+    raw_mode: str
+    palette: np.ndarray
+    format: str
+
+
+def decode(path: Path, kind: str, exif_rotation: bool, rgb: bool = False) -> StoredPixels:
+    """Loads an image file completely.
+
+    Args:
+        path: of the file.
+        kind: ``image`` or ``mask``, for error messages.
+        exif_rotation: rotate the pixels as the file's EXIF orientation says.
+        rgb: convert modes of 8 bits to RGB.
+
+    Raises:
+        VocsegError: the file is missing, damaged, or not an image.
+    """
     try:
         with Image.open(path) as image:
             if image.format == "PNG":
                 image.verify()  # load() skips the checksums of a PNG's pixel data
-        with Image.open(path) as image:
+        # given a path, Pillow would map an uncompressed TIFF into memory, and garble it if it has an orientation
+        with path.open("rb") as file, Image.open(file) as image:
+            mode, raw_mode, file_format = image.mode, _raw_mode(image), str(image.format)
+            orientation = image.getexif().get(ORIENTATION, 1)
             image.load()
-            return convert(image)
+            if image.getexif().get(ORIENTATION, 1) != orientation:  # Pillow and OpenCV rotate TIFF files themselves
+                orientation = 1 if exif_rotation else {6: 8, 8: 6}.get(orientation, orientation)
+            elif not exif_rotation:
+                orientation = 1
+            palette = np.array(image.getpalette("RGB") if mode in ("P", "PA") else [], np.uint8).reshape(-1, 3)
+            # of colours with 16 bits Pillow keeps only the upper 8
+            is_deep = ";16" in raw_mode and mode in ("RGB", "RGBA")
+            pixels = _opencv_pixels(path) if is_deep else _pixels(image, rgb)
     except FileNotFoundError as error:
         raise VocsegError(f"The {kind} {path} does not exist.") from error
     except UnidentifiedImageError as error:
-        raise VocsegError(f"The {kind} {path} is not an image.") from error
+        tiff = _tiff_pixels(path)
+        if tiff is None:
+            raise VocsegError(f"The {kind} {path} is not an image.") from error
+        pixels = tiff
+        mode = raw_mode = "L" if pixels.ndim == 2 else "RGB"
+        palette, file_format, orientation = np.empty((0, 3), np.uint8), "TIFF", 1
     except Image.DecompressionBombError as error:
         raise VocsegError(f"The {kind} {path} is refused: {error}.") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow raises for broken files
-        raise VocsegError(f"The {kind} {path} cannot be read: {error}.") from error
+    except (OSError, ValueError, SyntaxError, EOFError, cv2.error) as error:  # what broken files raise
+        raise VocsegError(f"The {kind} {path} cannot be read: {' '.join(str(error).split())}.") from error
+    return StoredPixels(_rotated(pixels, orientation), mode, raw_mode, palette, file_format)
+
+
+def image_orientation(path: Path) -> int:
+    """Reads the EXIF orientation of an image file, 1 to 8; 1 if it has none."""
+    with Image.open(path) as image:
+        return image.getexif().get(ORIENTATION, 1)
+
+
+def say_once(said: set[str], message: str, topic: str = "") -> None:
+    """Logs a line, unless ``said`` has its topic. Loader workers repeat no line of one another.
+
+    Args:
+        said: the topics that were reported; the new one is added.
+        message: the line.
+        topic: what the line is about.
+    """
+    worker = get_worker_info()
+    if topic in said or (worker is not None and worker.id > 0):
+        return
+    said.add(topic)
+    rank_zero_info(message)
+
+
+def _check_sizes(sample: Sample, image: np.ndarray, mask: np.ndarray, images: ImageReader) -> None:
+    if image.shape[:2] == mask.shape:
+        return
+    message = (
+        f"Image and mask differ in size: {sample.image} is {image.shape[1]}x{image.shape[0]}, "
+        f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]}."
+    )
+    if image.shape[:2] == mask.shape[::-1] and image_orientation(sample.image) in (5, 6, 7, 8):
+        if images.exif_rotation:
+            message += (
+                " The image is rotated as its EXIF orientation says, the mask is not. If the masks were drawn on the "
+                "pixels as stored, read the images so too: --data.exif_rotation false"
+            )
+        else:
+            message += (
+                " The mask is rotated as the image's EXIF orientation says, and exif_rotation is false. Read the "
+                "images rotated: --data.exif_rotation true"
+            )
+    raise VocsegError(message)
+
+
+def _pixels(image: Image.Image, rgb: bool) -> np.ndarray:
+    """The pixels of a PIL image; ``rgb``: those of modes with 8 bits converted to RGB."""
+    is_deep = image.mode in ("I", "F") or image.mode.startswith("I;")
+    pixels = np.array(image.convert("RGB") if rgb and not is_deep else image)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return np.ascontiguousarray(ROTATIONS[orientation](pixels)) if orientation in ROTATIONS else pixels
+
+
+def _raw_mode(image: Image.Image) -> str:
+    tiles = getattr(image, "tile", None)  # only images from a file have it
+    arguments = tiles[0][3] if tiles else None
+    if isinstance(arguments, tuple):
+        arguments = arguments[0] if arguments else None
+    return arguments if isinstance(arguments, str) else image.mode
+
+
+def _value_bits(raw_mode: str) -> int | None:
+    """The bits of a stored value; None: those of its array."""
+    if raw_mode == "I;12":
+        return 12
+    return 15 if raw_mode in ("I;16S", "I;16BS") else None  # Pillow reads them into 32 bits
+
+
+def _opencv_pixels(path: Path) -> np.ndarray:
+    """Pixels as stored: grey, RGB or RGBA of any type.
+
+    Raises:
+        ValueError: OpenCV cannot read the file.
+    """
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("neither Pillow nor OpenCV can read values of this type; store 8 bits")
+    if pixels.ndim == 2:
+        return pixels
+    return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+
+
+def _tiff_pixels(path: Path) -> np.ndarray | None:
+    """The pixels of a TIFF file of a type that Pillow does not know, for example float RGB; None if it is none."""
+    with path.open("rb") as file:
+        if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return None
+    try:
+        return _opencv_pixels(path)
+    except (ValueError, cv2.error):
+        return None
