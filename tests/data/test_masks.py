@@ -126,15 +126,20 @@ KINDS = {
         {"colours": COLOURS},
         LABELS,
     ),
-    "labels as greys although there are colours": (
-        lambda path: grey(path, LABELS[..., None].repeat(3, 2)),
-        {"colours": {"scratch": [255, 0, 0]}},
-        LABELS,
+    "black and white colours": (
+        lambda path: grey(path, TWO * 255),
+        {"names": ["good", "bad"], "colours": {"good": [0, 0, 0], "bad": [255, 255, 255]}},
+        TWO,
+    ),
+    "white for the first class": (
+        lambda path: grey(path, (255 - TWO * 255)[..., None].repeat(3, 2)),
+        {"names": ["good", "bad"], "colours": {"good": [255, 255, 255], "bad": [0, 0, 0]}},
+        TWO,
     ),
     "counted from 1": (lambda path: grey(path, COUNTED), FROM_ONE, LABELS),
     "counted from 1, palette": (lambda path: with_palette(path, COUNTED, VOC_PALETTE), FROM_ONE, LABELS),
     "0 and 255": (lambda path: grey(path, TWO * 255), {"names": ["good", "bad"], "labels": {255: "bad"}}, TWO),
-    "black and white colours": (
+    "0 and 255 in three channels": (
         lambda path: grey(path, (TWO * 255)[..., None].repeat(3, 2)),
         {"names": ["good", "bad"], "labels": {255: 1}},
         TWO,
@@ -231,6 +236,27 @@ def test_other_palettes_keep_their_indices(tmp_path, caplog, used, palette):
     with caplog.at_level(logging.INFO):
         assert VOC.read(tmp_path / "mask.png").tolist() == labels.tolist()
     assert "palette" not in caplog.text
+
+
+def test_unused_palette_entries_decide_too(tmp_path):
+    """A mask is read by index if another mask with its palette is, although its own colours are classes' colours."""
+    palette = [[0, 0, 0], [0, 128, 0], [128, 0, 0], [99, 99, 0]]  # not VOC's palette: its third class has a new colour
+    for labels in ([0, 1, 2, 3], [0, 1, 2], [1]):
+        with_palette(tmp_path / "mask.png", np.array([labels], np.uint8), palette)
+        assert reader().read(tmp_path / "mask.png").tolist() == [labels]
+
+
+@pytest.mark.parametrize(
+    ("masks", "palette"),
+    [
+        (reader(), VOC_PALETTE[[1, 0, 9]]),  # 9 is no class here
+        (reader(colours={"background": [0, 0, 0], "hole": [5, 5, 0]}), [[5, 5, 0], [0, 0, 0], [1, 2, 3]]),
+    ],
+)
+def test_palettes_that_are_partly_in_another_order_are_refused(tmp_path, masks, palette):
+    with_palette(tmp_path / "mask.png", np.array([[0, 1, 2]], np.uint8), palette)
+    with pytest.raises(VocsegError, match=r"mask\.png has colours of no class: \[(1, 2, 3|192, 0, 0)\]\."):
+        masks.read(tmp_path / "mask.png")
 
 
 def test_reading_by_colour_is_said_once_with_the_file(tmp_path, caplog):

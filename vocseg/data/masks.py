@@ -40,7 +40,8 @@ class MaskReader:
       for void. ``labels`` gives other values a meaning.
     - Palette pixels are read by their index, in the same way. If the palette has the colours of the classes in another
       order, they are read by colour, unless ``labels`` is given.
-    - RGB pixels are read by colour.
+    - RGB pixels are read by colour; with ``colours``, also those with three equal channels, and grey pixels if all of
+      them are among ``colours``.
 
     The colours are ``colours``, or else those of ``palette``.
 
@@ -120,7 +121,7 @@ class MaskReader:
             return self._from_rgb(path, _eight_bits(path, pixels), stored)
         if stored.raw_mode.startswith(("L;2", "L;4")):  # Pillow spreads 2 and 4 bits over 0 to 255
             pixels = pixels // (85 if stored.raw_mode.startswith("L;2") else 17)
-        return self._by_value(path, _integers(path, pixels), stored)
+        return self._from_grey(path, _integers(path, pixels), stored)
 
     def label_of_value(self, value: int) -> int | None:
         """The label of a grey value or palette index; None if it has none."""
@@ -146,9 +147,9 @@ class MaskReader:
 
     def _from_palette(self, path: Path, indices: np.ndarray, stored: StoredPixels) -> MaskPixels:
         used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
-        by_colour = None if self.labels else self._colours_in_another_order(used, stored.palette)
+        by_colour = None if self.labels else self._colours_in_another_order(path, used, stored)
         if by_colour is None:
-            return self._by_value(path, indices, stored)
+            return self._by_value(path, indices, stored, used)
         listed = ", ".join(f"{label}: {name}" for label, name in enumerate(self.class_names[:2]))
         say_once(
             self._said,
@@ -160,42 +161,57 @@ class MaskReader:
         table[used] = by_colour
         return MaskPixels(table[indices], "colour", tuple(map(tuple, stored.palette[used].tolist())))
 
-    def _colours_in_another_order(self, used: np.ndarray, palette: np.ndarray) -> list[int] | None:
+    def _colours_in_another_order(self, path: Path, used: np.ndarray, stored: StoredPixels) -> list[int] | None:
         """The labels of the used palette entries by their colours, if that is how they must be read.
 
-        It is so if each used colour is that of a class or of void, and one is at another index than its label. An
-        entry that repeats an earlier colour is filling, and a palette of grey values says nothing.
+        It is so if the palette has only colours of the class list's palette (with ``colours``: any), and one that is
+        used is at another index than its label. An entry that repeats an earlier colour is filling, and a palette of
+        grey values says nothing.
+
+        The unused entries decide too, so that all masks with the same palette are read in the same way.
         """
+        palette = stored.palette
         if not len(used) or used[-1] >= len(palette) or (palette[used] == used[:, None]).all():
             return None
-        colours = _packed(palette)
-        first = {colour: index for index, colour in reversed(list(enumerate(colours.tolist())))}
-        labels = []
-        for index in used.tolist():
-            colour = int(colours[index])
-            if colour not in self._label_of_colour or first[colour] != index:
-                return None
-            labels.append(self._label_of_colour[colour])
-        return None if labels == [self.label_of_value(index) for index in used.tolist()] else labels
+        colours = _packed(palette).tolist()
+        if not (self.colours or set(colours) <= self._palette_colours):
+            return None
+        if any(colours.index(colours[index]) != index for index in used.tolist()):
+            return None
+        labels = {index: self._label_of_colour.get(colours[index]) for index in used.tolist()}
+        if all(label is None or label == self.label_of_value(index) for index, label in labels.items()):
+            return None
+        unknown = [colours[index] for index, label in labels.items() if label is None]
+        if unknown:
+            raise VocsegError(self._colour_message(path, unknown, stored.format))
+        return [label for label in labels.values() if label is not None]
+
+    @cached_property
+    def _palette_colours(self) -> set[int]:
+        return set(_packed(self.palette).tolist())
+
+    def _from_grey(self, path: Path, pixels: np.ndarray, stored: StoredPixels) -> MaskPixels:
+        if self.colours and pixels.dtype == np.uint8:
+            greys = set(_packed(np.unique(pixels)[:, None].repeat(3, 1)).tolist())
+            if greys <= {_packed_colour(colour) for colour in self.colours}:  # for example black and white
+                return self._by_colour(path, pixels[..., None].repeat(3, 2), stored)
+        return self._by_value(path, pixels, stored)
 
     def _from_rgb(self, path: Path, pixels: np.ndarray, stored: StoredPixels) -> MaskPixels:
         is_grey = all(np.array_equal(pixels[..., 0], pixels[..., channel]) for channel in (1, 2))
         if is_grey and not self.colours:
             values = np.unique(pixels[..., 0])
-            known = all(self.label_of_value(value) is not None for value in values.tolist())
-            as_colours = _packed(values[:, None].repeat(3, 1))
-            if known or not set(as_colours.tolist()) <= set(self._label_of_colour):
+            as_colours = set(_packed(values[:, None].repeat(3, 1)).tolist())
+            if not self._unknown_values(values) or not as_colours <= set(self._label_of_colour):
                 return self._by_value(path, pixels[..., 0], stored)
-        return self._by_colour(path, pixels, stored, is_grey)
+        return self._by_colour(path, pixels, stored)
 
-    def _by_colour(self, path: Path, pixels: np.ndarray, stored: StoredPixels, is_grey: bool) -> MaskPixels:
+    def _by_colour(self, path: Path, pixels: np.ndarray, stored: StoredPixels) -> MaskPixels:
         packed = _packed(pixels).ravel()
         # masks are of one colour over long runs of pixels: only the first of each run is looked up
         starts = np.flatnonzero(np.concatenate(([True], packed[1:] != packed[:-1])))
         found, inverse = np.unique(packed[starts], return_inverse=True)
         unknown = [colour for colour in found.tolist() if colour not in self._label_of_colour]
-        if unknown and is_grey and not self._unknown_values(np.unique(pixels[..., 0])):
-            return self._by_value(path, pixels[..., 0], stored)
         if unknown:
             raise VocsegError(self._colour_message(path, unknown, stored.format))
         if not self.colours:
@@ -210,11 +226,12 @@ class MaskReader:
         shape = pixels.shape[:2]
         return MaskPixels(labels[inverse].repeat(runs).reshape(shape), "colour", tuple(map(_unpacked, found.tolist())))
 
-    def _by_value(self, path: Path, pixels: np.ndarray, stored: StoredPixels) -> MaskPixels:
-        if pixels.dtype in (np.uint8, np.uint16):
-            values = np.flatnonzero(np.bincount(pixels.ravel()))
-        else:
-            values = np.unique(pixels)
+    def _by_value(
+        self, path: Path, pixels: np.ndarray, stored: StoredPixels, values: np.ndarray | None = None
+    ) -> MaskPixels:
+        if values is None:
+            is_small = pixels.dtype in (np.uint8, np.uint16)
+            values = np.flatnonzero(np.bincount(pixels.ravel())) if is_small else np.unique(pixels)
         unknown = self._unknown_values(values)
         if unknown:
             raise VocsegError(self._value_message(path, values.tolist(), unknown, stored.format))
