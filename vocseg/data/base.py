@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vocseg.data.classes import check_class_names
 from vocseg.data.datasets import (
     EpochSampler,
     PredictionDataset,
@@ -21,7 +22,7 @@ from vocseg.data.datasets import (
 )
 from vocseg.data.files import ImageReader, Sample, check_samples, count_pixels
 from vocseg.data.labels import VOID
-from vocseg.data.lists import find_images
+from vocseg.data.lists import find_images, first_images
 from vocseg.data.masks import MaskReader
 from vocseg.data.transforms import (
     EVAL_PIPELINES,
@@ -73,7 +74,13 @@ class SegmentationDataModule(L.LightningDataModule):
         in_memory: keep the decoded images in memory (0.7 MB per VOC image).
         seed: the seed of all random draws of the data. Transforms depend on (seed, epoch, index), the order of the
             training samples depends on (seed, epoch).
-        predict_path: an image, a folder of images, or a glob pattern, for prediction.
+        train_images: train with only so many images of the training list, chosen at random from their names and
+            ``split_seed``. The 20 images of ``train_images=20`` are among the 50 of ``train_images=50``.
+        split_seed: the seed of the images that ``train_images`` and ``val_share`` choose. It is not ``seed``, so that
+            runs of different seeds train and validate on the same images.
+        predict_path: for prediction: an image, a folder of images, a glob pattern, a text file with one path per line,
+            or a list of these.
+        recursive: predict also the images in the folders below a folder.
         labels: what the values of mask files mean where they are not labels, for example ``{255: defect}`` for masks of
             0 and 255, or ``{1: cat, 2: dog}`` for masks that count from 1: a class name, a label, or ``void``. Other
             values keep their meaning: a label, and 255 is void. Palette masks are then read by index.
@@ -101,7 +108,10 @@ class SegmentationDataModule(L.LightningDataModule):
         void_trains_as: Literal["ignored", "background"] = "ignored",
         in_memory: bool = False,
         seed: int = 0,
-        predict_path: str | None = None,
+        train_images: int | None = None,
+        split_seed: int = 0,
+        predict_path: str | list[str] | None = None,
+        recursive: bool = False,
         labels: dict[int, str | int] | None = None,
         colours: dict[str, list[int]] | None = None,
         ignore_classes: list[str] | None = None,
@@ -109,12 +119,7 @@ class SegmentationDataModule(L.LightningDataModule):
         exif_rotation: bool = True,
     ) -> None:
         super().__init__()
-        self.class_names = list(class_names)
-        if not 2 <= len(self.class_names) <= VOID - 1:
-            raise VocsegError(
-                f"class_names must name 2 to {VOID - 1} classes, got {len(self.class_names)}: label maps are stored in "
-                f"8 bits, and {VOID} is void."
-            )
+        self.class_names = check_class_names(class_names)
         self.mask_reader = MaskReader.from_settings(
             self.class_names, labels, colours, ignore_classes or (), exif_rotation
         )
@@ -130,7 +135,8 @@ class SegmentationDataModule(L.LightningDataModule):
         check_choice("void_trains_as", void_trains_as, ("ignored", "background"))
         self.void_trains_as = void_trains_as
         self.in_memory, self.seed = in_memory, seed
-        self.predict_path = predict_path
+        self.train_images, self.split_seed = train_images, split_seed
+        self.predict_path, self.recursive = predict_path, recursive
         self.save_hyperparameters(
             {
                 "class_names": self.class_names,
@@ -142,6 +148,8 @@ class SegmentationDataModule(L.LightningDataModule):
                 "void_trains_as": void_trains_as,
                 "in_memory": in_memory,
                 "seed": seed,
+                "train_images": train_images,
+                "split_seed": split_seed,
                 "labels": None if labels is None else dict(labels),
                 "colours": None if colours is None else {name: list(colour) for name, colour in colours.items()},
                 "ignore_classes": list(ignore_classes or ()),
@@ -161,11 +169,16 @@ class SegmentationDataModule(L.LightningDataModule):
         """
         raise TypeError(f"{type(self).__name__} must implement samples(role) -> list of Sample")
 
+    def used_samples(self, role: str) -> list[Sample]:
+        """The samples of a role that are used: all, or for training the number that ``train_images`` says."""
+        samples = self.samples(role)
+        return first_images(samples, self.train_images if role == "train" else None, self.split_seed)
+
     def setup(self, stage: str) -> None:
         """Finds the samples that ``stage`` needs. One process per machine checks every file."""
         if stage == "predict":
             self.datasets["predict"] = PredictionDataset(
-                find_images(self.predict_path), self._pipeline("eval"), self.image_reader
+                find_images(self.predict_path, self.recursive), self._pipeline("eval"), self.image_reader
             )
             return
         roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
@@ -173,7 +186,7 @@ class SegmentationDataModule(L.LightningDataModule):
         for role in roles:
             if role in self.datasets:
                 continue
-            samples = self.samples(role)
+            samples = self.used_samples(role)
             arrays: list[tuple[np.ndarray, np.ndarray]] = []
             if self.in_memory or self.trainer is None or self.trainer.local_rank == 0:
                 checked = check_samples(samples, self.mask_reader, self.image_reader, keep=self.in_memory)
