@@ -1,6 +1,7 @@
 """fit, validate, test and predict: the real command line in-process, on real files."""
 
 import csv
+import itertools
 import json
 import shutil
 import subprocess
@@ -533,7 +534,7 @@ def test_the_best_checkpoint_and_early_stopping_follow_the_monitored_score(monit
     best = (min if "loss" in monitor else max)(scores)
     assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == scores.index(best)
     assert f"{monitor} {best:.4f}" in out
-    better = [b < a if "loss" in monitor else b > a for a, b in zip(scores, scores[1:], strict=False)]
+    better = [b < a if "loss" in monitor else b > a for a, b in itertools.pairwise(scores)]
     assert len(scores) == 4 or not better[-1]  # it stops only where the score got worse
     assert yaml.safe_load((folder / "config.yaml").read_text())["checkpoint"]["mode"] == "auto"
 
@@ -553,3 +554,39 @@ def test_a_monitor_that_cannot_work_is_refused_before_the_first_step(flags, mess
     assert status == 1
     assert message in err
     assert "Epoch" not in out
+
+
+CSV = "lightning.pytorch.loggers.CSVLogger"
+
+
+def test_last_finds_the_runs_own_checkpoint_whatever_logger_or_folder(fit_flags, vocseg, tmp_path):
+    logger = ["--trainer.logger", CSV, "--trainer.logger.save_dir", "csv", "--trainer.logger.name", "quickstart"]
+    elsewhere = ["--checkpoint.dirpath", "ck"]
+    one, two = ["--trainer.max_epochs", 1], ["--trainer.max_epochs", 2, "--ckpt_path", "last"]
+    assert vocseg(*fit_flags, *one)[0] == 0  # a run of that name, which no other logger may continue
+    for flags in (logger, elsewhere):
+        status, _, err = vocseg(*fit_flags, *flags, *two)
+        assert (status, "nothing to resume" in err) == (1, True)
+        assert vocseg(*fit_flags, *flags, *one)[0] == 0
+        status, _, err = vocseg(*fit_flags, *flags, *two)
+        assert status == 0, err
+        assert f"Resuming from {'csv' if flags is logger else 'ck'}" in err
+    runs = tmp_path / "lightning_logs" / "quickstart"
+    assert len(scalars(runs / "version_1")) == 2  # where its first epoch was logged
+    assert len(scalars(runs / "version_0")) == 1
+
+
+def test_last_refuses_a_checkpoint_of_another_run_in_the_same_folder(fit_flags, vocseg):
+    flags = ["--checkpoint.dirpath", "ck", "--trainer.max_epochs"]
+    assert vocseg(*fit_flags, *flags, 1, "--name", "first")[0] == 0
+    status, _, err = vocseg(*fit_flags, *flags, 2, "--name", "second", "--ckpt_path", "last")
+    assert status == 1
+    assert "no run 'second' in ck has a checkpoint (ck/last.ckpt is of another run)" in err
+
+
+def test_last_refuses_a_logger_whose_folder_it_cannot_know(fit_flags, vocseg):
+    logger = '{"class_path": "lightning.pytorch.loggers.WandbLogger"}'
+    status, _, err = vocseg(*fit_flags, "--trainer.logger", logger, "--ckpt_path", "last")
+    assert status == 1
+    assert "WandbLogger" in err
+    assert "Traceback" not in err

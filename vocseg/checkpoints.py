@@ -114,34 +114,34 @@ def _checked(class_path: str, init_args: dict[str, Any], base: type, role: str) 
 
 
 def last_checkpoint(
-    logs: Path, name: str, max_epochs: int | None, max_steps: int = -1, *, finished_too: bool = False
+    folder: Path, pattern: str, name: str, max_epochs: int | None, max_steps: int = -1, *, finished_too: bool = False
 ) -> Path | None:
     """The last checkpoint of the newest run that was interrupted.
 
     Args:
-        logs: the folder of all runs.
-        name: of the run.
+        folder: where to look.
+        pattern: glob of the last checkpoints in it.
+        name: of the run; a checkpoint that belongs to a run of another name is left out.
         max_epochs: how long it is to train; None or -1: no limit.
         max_steps: the same in steps; -1: no limit.
         finished_too: return the newest run's even where it has trained that long, and None where there is no run.
 
-    Returns:
-        ``<logs>/<name>/version_N/checkpoints/last.ckpt``.
-
     Raises:
-        VocsegError: no run of that name has a checkpoint, or all have trained that long.
+        VocsegError: no run of that name has a checkpoint there, or all have trained that long.
     """
-    folders = [RunFolder(path) for path in (logs / name).glob("*") if RunFolder(path).last.is_file()]
-    found = sorted((folder.last for folder in folders), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    checkpoints = {path: read_checkpoint(path) for path in found}
+    ours = [path for path in found if written_by_vocseg(checkpoints[path]).get("name", name) == name]
     if finished_too:
-        return found[0] if found else None
-    if not found:
+        return ours[0] if ours else None
+    if not ours:
+        others = f" ({found[0]} is of another run)" if found else ""
         raise VocsegError(
-            f"There is nothing to resume: no run {name!r} in {logs} has a checkpoint. Without --ckpt_path last a new "
-            "training starts."
+            f"There is nothing to resume: no run {name!r} in {folder} has a checkpoint{others}. Without --ckpt_path "
+            "last a new training starts; any other run resumes with --ckpt_path <its last.ckpt>."
         )
-    for path in found:
-        checkpoint = read_checkpoint(path)
+    for path in ours:
+        checkpoint = checkpoints[path]
         own = written_by_vocseg(checkpoint)
         epochs = own.get("finished_epochs", checkpoint.get("epoch", -1) + 1)
         more_epochs = max_epochs in (None, -1) or epochs < max_epochs
@@ -149,9 +149,18 @@ def last_checkpoint(
         if more_epochs and more_steps and not own.get("stopped_early"):
             return path
     raise VocsegError(
-        f"Every run {name!r} in {logs} is finished ({len(found)} of them). To train the newest further: "
-        f"--ckpt_path {found[0]} and a greater --trainer.max_epochs (or max_steps)."
+        f"Every run {name!r} in {folder} is finished ({len(ours)} of them). To train the newest further: "
+        f"--ckpt_path {ours[0]} and a greater --trainer.max_epochs (or max_steps)."
     )
+
+
+def run_folder_of(path: str | Path) -> RunFolder | None:
+    """The run folder of a checkpoint: the one around it, or the one that it names and that is still there."""
+    around = RunFolder.of_checkpoint(path)
+    if around is not None or not Path(path).is_file():
+        return around
+    named = written_by_vocseg(read_checkpoint(path)).get("run_folder")
+    return RunFolder(Path(named)) if named and Path(named).is_dir() else None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """``vocseg fit | validate | test | predict``: LightningCLI with vocseg's defaults, run folders and checkpoints."""
 
 import argparse
+import glob
 import json
 import logging
 import os
@@ -39,7 +40,7 @@ from vocseg.callbacks import (
     StopOnNaN,
     TestMasks,
 )
-from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, last_checkpoint
+from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, last_checkpoint, run_folder_of
 from vocseg.cli_errors import explain
 from vocseg.cli_help import help_text
 from vocseg.components import class_path_of, to_config
@@ -200,13 +201,11 @@ class VocsegCLI(LightningCLI):
         # LightningCLI would let a checkpoint's settings win over the flags if it saw the path now
         settings.pop("ckpt_path", None)
         self._checkpoint = checkpoint
-        run_folder = RunFolder.of_checkpoint(checkpoint) if checkpoint else None
+        run_folder = run_folder_of(checkpoint) if checkpoint else None
         if settings.name is None:
             settings.name = _run_name(settings, configs) or (run_folder.path.parent.name if run_folder else subcommand)
         # a fit continues in the run folder whose last checkpoint it starts from; with any other it starts a new run
-        continues = run_folder is not None and (
-            subcommand != "fit" or Path(str(checkpoint)).absolute() == run_folder.last
-        )
+        continues = run_folder is not None and (subcommand != "fit" or Path(str(checkpoint)).name == "last.ckpt")
         self._run_folder = run_folder if continues else None
 
     def _checkpoint_path(
@@ -218,9 +217,9 @@ class VocsegCLI(LightningCLI):
         if subcommand != "fit" or found.ckpt_path not in NEWEST:
             return found.ckpt_path
         asked = self._parse(parser, ["fit", *options], found.configs)["fit"]
-        logs, name = Path(asked.trainer.default_root_dir or ".") / LOGS, _run_name(asked, found.configs) or "fit"
+        name = _run_name(asked, found.configs) or "fit"
         limits = (asked.trainer.max_epochs, asked.trainer.max_steps)
-        last = last_checkpoint(logs, name, *limits, finished_too=found.ckpt_path == "auto")
+        last = last_checkpoint(*_last_checkpoints(asked, name), name, *limits, finished_too=found.ckpt_path == "auto")
         if last is None:
             return None
         sys.stderr.write(f"Resuming from {_shown(last)}\n")
@@ -304,7 +303,7 @@ class VocsegCLI(LightningCLI):
         guards: list[L.Callback] = [
             StepSeeds(int(self._settings().seed_everything)),
             StopOnNaN(last),
-            GracefulShutdown(last, self._resume_command),
+            GracefulShutdown(last, self._resume_command, self._settings().name),
         ]
         if patience is not None:
             of_training = str(best.monitor).startswith("train/")
@@ -426,6 +425,29 @@ def _with_voc_for_a_root(options: list[str], found: argparse.Namespace, data_cla
     found.data = class_path_of(VOCDataModule)
     index = next(index for index, word in enumerate(options) if word.partition("=")[0] == "--data.root")
     return [*options[:index], "--data", found.data, *options[index:]]
+
+
+def _last_checkpoints(settings: Any, name: str) -> tuple[Path, str]:
+    """Where a fit with these settings keeps its last checkpoint: a folder, and a glob in it.
+
+    Raises:
+        VocsegError: its logger has no folder of its own.
+    """
+    if settings.checkpoint.dirpath:
+        return Path(settings.checkpoint.dirpath), "last.ckpt"
+    logger = (_listed(settings.trainer.logger) or [True])[0]
+    root = Path(settings.trainer.default_root_dir or ".")
+    if logger is True:
+        return root / LOGS, f"{glob.escape(name)}/*/checkpoints/last.ckpt"
+    if logger is False:
+        return root / "checkpoints", "last.ckpt"
+    kind, init = str(logger.get("class_path", "")), logger.get("init_args", {})
+    if kind.rpartition(".")[2] not in ("TensorBoardLogger", "CSVLogger"):
+        raise VocsegError(
+            f"--ckpt_path last does not know where {kind} keeps the checkpoints of a run. Name the file: --ckpt_path "
+            "<folder>/last.ckpt, or give the folder with --checkpoint.dirpath."
+        )
+    return Path(init.get("save_dir")), f"{glob.escape(init.get('name') or '')}/*/checkpoints/last.ckpt".lstrip("/")
 
 
 def _mode_of(monitor: str, mode: str) -> str:

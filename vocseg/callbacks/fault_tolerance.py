@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from vocseg.callbacks.base import is_fast_dev_run
+from vocseg.callbacks.base import is_fast_dev_run, run_folder_of
 from vocseg.checkpoints import written_by_vocseg
 from vocseg.errors import VocsegError
 
@@ -52,10 +52,11 @@ class GracefulShutdown(L.Callback):
     Args:
         last: writes the last checkpoint of each epoch; its path is used in the middle of an epoch, too.
         command: the command that resumes the run.
+        name: of the run, which ``--ckpt_path last`` looks for.
     """
 
-    def __init__(self, last: ModelCheckpoint, command: str) -> None:
-        self.last, self.command = last, command
+    def __init__(self, last: ModelCheckpoint, command: str, name: str = "") -> None:
+        self.last, self.command, self.name = last, command, name
         self.received: int | None = None
         self._epoch_ended = False
 
@@ -96,9 +97,12 @@ class GracefulShutdown(L.Callback):
         self._epoch_ended = True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds what ``--ckpt_path last`` must know: the number of finished epochs, and a stop before the last."""
+        """Adds what ``--ckpt_path last`` must know: run, number of finished epochs, and a stop before the last."""
+        folder = run_folder_of(trainer)
         stopping = trainer.early_stopping_callbacks
         written_by_vocseg(checkpoint).update(
+            **({"name": self.name} if self.name else {}),
+            run_folder=None if folder is None else str(folder.path.absolute()),
             finished_epochs=trainer.current_epoch + int(self._epoch_ended),
             stopped_early=any(callback.stopped_epoch > 0 for callback in stopping),
         )
