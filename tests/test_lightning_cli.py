@@ -460,9 +460,11 @@ def test_auto_resumes_what_there_is_and_else_starts(fit_flags, vocseg, tmp_path)
 
 
 def test_options_are_not_abbreviated(run, vocseg):
-    status, _, err = vocseg("test", "--ckpt", run[1] / "checkpoints" / "best.ckpt")
+    best = run[1] / "checkpoints" / "best.ckpt"
+    status, _, err = vocseg("test", "--ckpt_path", best, "--trainer.limit_test_batch", 1)
     assert status == 1
-    assert "--ckpt_path" in err
+    assert "There is no option 'trainer.limit_test_batch'. Did you mean 'trainer.limit_test_batches'?" in err
+    assert vocseg("test", "--ckpt", best)[0] == 1
 
 
 def mistakes(voc_root):

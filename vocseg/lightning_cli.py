@@ -74,8 +74,8 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
             save_config_callback=SaveFitConfig,
             seed_everything_default=0,
             parser_kwargs={
-                "exit_on_error": False,
                 # an abbreviated option would not be seen by _find_checkpoint()
+                **{"exit_on_error": False, "allow_abbrev": False},
                 **{name: {"exit_on_error": False, "allow_abbrev": False} for name in LightningCLI.subcommands()},
             },
             auto_configure_optimizers=False,

@@ -44,9 +44,10 @@ class SegmentationNetwork(nn.Module):
         """
         size = image.shape[-2:]
         padded_size = [-(-side // self.stride) * self.stride for side in size]
-        padded = _pad(image, padded_size)
-        if not torch.compiler.is_exporting(): padded=padded.contiguous(memory_format=self._memory_format)
-        trains = torch.compiler.is_exporting() or any(parameter.requires_grad for parameter in self.backbone.parameters())
+        padded = _pad(image, padded_size).contiguous(memory_format=self._memory_format)
+        trains = torch.compiler.is_exporting() or any(
+            parameter.requires_grad for parameter in self.backbone.parameters()
+        )
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             features = self.backbone(padded)
         return _crop(resize(self.decoder(features).float(), padded_size), size)
