@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import vocseg
 from vocseg.data.files import read_mask
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, write_tree
 from vocseg.lightning_cli import run
@@ -151,6 +153,16 @@ def test_the_callback_changes_no_other_score(scored):
     sizes = [read_mask(sample.mask).size for sample in scored["test"].datamodule.datasets["test"].samples]
     matrices = scored["test"].model.results["test"].matrices
     assert [int(matrices[index].sum()) for index in range(len(matrices))] == sizes
+
+
+def test_only_the_command_line_imports_the_package():
+    package = Path(vocseg.__file__).parent
+    importing = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "paper" not in path.parts and re.search(r"(from|import) vocseg\.paper", path.read_text(encoding="utf-8"))
+    ]
+    assert importing == ["cli.py"]
 
 
 SCRIPT = """
