@@ -11,9 +11,10 @@ from torch.nn import functional as F
 class SegmentationNetwork(nn.Module):
     """Computes the logits of images of any size; needs no Lightning.
 
-    ``torch.export.export`` with dynamic batch, height and width gives a program for all images that are larger than the
-    backbone's largest stride in both directions; it treats a smaller image, whose deepest feature has one pixel, as a
-    special case. ``torch.jit.trace`` gives a program for images of the traced size.
+    ``torch.export.export`` with dynamic sizes (``Dim.DYNAMIC``; without ``channels_last`` also ``Dim`` with a range)
+    gives a program for all images that are larger than the backbone's largest stride in both directions. Smaller ones
+    have a deepest feature of one pixel, which torch treats as a special case. ``torch.jit.trace`` gives a program for
+    images of the traced size.
 
     Args:
         backbone: a module with ``channels``, ``strides`` and ``forward(image) -> list of features``, shallow to deep.
