@@ -180,6 +180,14 @@ class SegmentationTask(L.LightningModule):
         """Adds a batch to the test metric; returns what :meth:`validation_step` does."""
         return self._evaluate(batch, "test")
 
+    def on_validation_epoch_start(self) -> None:
+        """Resets the validation metric: an earlier validation may have been interrupted."""
+        self._metric("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Resets the test metric."""
+        self._metric("test").reset()
+
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/...``; a schedule that follows a score takes its step."""
         scores = self._log_result("val")
@@ -332,7 +340,7 @@ class SegmentationTask(L.LightningModule):
     def _log_result(self, stage: str) -> dict[str, float]:
         metric = self._metric(stage)
         result = metric.compute()
-        metric.reset()
+        metric.reset()  # frees the memory
         self.results[stage] = result
         if self.trainer.state.fn != "fit":
             self.log("step", float(max(self.trained_steps - 1, 0)))  # else Lightning would log at step 0
