@@ -7,15 +7,17 @@ label map at the image's own size and at 224x224, updated torchmetrics' Jaccard 
 counted both label maps into dense matrices; ``version_0_1_0`` below does the same. Rounds of the two ways alternate in
 one process, so that other load on the machine affects both. The first round is the warm-up and is not counted.
 
-Memory: the matrices of 100,000 images and 150 classes of which each image has 40 cells (six classes, each confused
-with a few others), in :class:`vocseg.metrics.SegmentationMetric` and in its result. Then time and memory of the
-bootstrap interval of 2,000 images and 150 classes. Memory is what Python and NumPy allocate at most (tracemalloc; the
-tensors' own bytes are added).
+Memory: the matrices of 100,000 images and 150 classes of which each image has 40 cells (six classes, each confused with
+six or seven others), added one by one to :class:`vocseg.metrics.SegmentationMetric`, and those of its result. Then time
+and memory of the bootstrap interval of 2,000 images and 150 classes. Each runs in a process of its own; memory is by
+how much the process grew at most (its resident set).
 """
 
+import multiprocessing
+import resource
 import statistics
+import sys
 import time
-import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -78,12 +80,16 @@ def label_map_alone(num_classes: int) -> Callable[[Tensor, Tensor], None]:
     return lambda logits, target: (label_map(logits, target.shape), None)[1]
 
 
+WAYS = {"0.1.0": version_0_1_0, "present": present, "label map alone": label_map_alone}
+
+
 def main() -> None:
     """Measures, and prints a table."""
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    measure_time()
-    measure_memory()
-    measure_bootstrap()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    for measure in (measure_time, measure_memory, measure_bootstrap):
+        process = multiprocessing.get_context("spawn").Process(target=measure)
+        process.start()
+        process.join()
 
 
 def measure_time() -> None:
@@ -108,51 +114,50 @@ def measure_time() -> None:
 
 def measure_memory() -> None:
     """Prints the memory of the matrices of many images."""
-    rng = np.random.default_rng(0)
+    # 40 pixels, each in another cell: the counts of more pixels take no more memory
+    images = [torch.from_numpy(cells) for cells in random_cells(1000)]
     metric = SegmentationMetric(MANY_CLASSES)
-    tracemalloc.start()
-    start = time.perf_counter()
-    for image in range(MANY_IMAGES):
-        # 40 pixels, each another cell: the counts of more pixels take no more memory
-        cells = torch.from_numpy(rng.choice(MANY_CLASSES**2, CELLS, replace=False))
-        metric.update([cells % MANY_CLASSES], [cells // MANY_CLASSES], [image])
-    updated = time.perf_counter() - start
-    states = sum(part.nbytes for state in metric.metric_state.values() if isinstance(state, list) for part in state)
-    start = time.perf_counter()
-    result = metric.compute()
-    computed = time.perf_counter() - start
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    kept = sum(array.nbytes for array in result.matrices.to_arrays().values())
-    dense = MANY_IMAGES * MANY_CLASSES * (MANY_CLASSES + 1) * 8
-    print(f"\n{MANY_IMAGES} images, {MANY_CLASSES} classes, {CELLS} cells per image")
-    print(f"  dense int64 (0.1.0)         {dense / MIB:9.0f} MiB (computed, not allocated)")
-    print(f"  states of the metric        {states / MIB:9.0f} MiB of tensors, updated in {updated:.1f} s")
-    print(f"  matrices of the result      {kept / MIB:9.0f} MiB, computed in {computed:.1f} s")
-    print(f"  most, with tensors          {(peak + states) / MIB:9.0f} MiB")
+    before, start = resident(), time.perf_counter()
+    for index in range(MANY_IMAGES):
+        cells = images[index % len(images)]
+        metric.update([cells % MANY_CLASSES], [cells // MANY_CLASSES], [index])
+    updated, start = time.perf_counter() - start, time.perf_counter()
+    states = resident() - before
+    matrices = metric.compute().matrices
+    computed, peak = time.perf_counter() - start, resident() - before
+    arrays = sum(array.nbytes for array in matrices.to_arrays().values()) / MIB
+    dense = MANY_IMAGES * MANY_CLASSES * (MANY_CLASSES + 1) * 8 / MIB
+    print(f"\n{MANY_IMAGES:,} images, {MANY_CLASSES} classes, {CELLS} cells per image")
+    print(f"  dense matrices, int64    {dense:7,.0f} MiB (by calculation)")
+    print(f"  states of the metric     {states:7,.0f} MiB   all updates {updated:.1f} s")
+    print(f"  matrices of the result   {arrays:7,.0f} MiB   compute {computed:.1f} s")
+    print(f"  at most                  {peak:7,.0f} MiB")
 
 
 def measure_bootstrap() -> None:
     """Prints time and memory of the interval of some images."""
+    cells = random_cells(SOME_IMAGES)
+    offsets = np.arange(0, cells.size + 1, CELLS)
+    counts = np.random.default_rng(0).integers(1, 10_000, cells.size)
+    matrices = ConfusionMatrices(MANY_CLASSES, offsets, cells.ravel().astype(np.int32), counts.astype(np.int32))
+    before, start = resident(), time.perf_counter()
+    low, high = bootstrap_interval(matrices)
+    seconds, peak = time.perf_counter() - start, resident() - before
+    print(f"\nBootstrap interval of {SOME_IMAGES:,} images, {MANY_CLASSES} classes, 2,000 resamples")
+    print(f"  {seconds:.2f} s, at most {peak:.0f} MiB beside the matrices (interval {low:.4f} to {high:.4f})")
+
+
+def random_cells(images: int) -> np.ndarray:
+    """Ascending cells of each image, int64 [images, CELLS]."""
     rng = np.random.default_rng(0)
-    cells = np.sort(np.stack([rng.choice(MANY_CLASSES**2, CELLS, replace=False) for _ in range(SOME_IMAGES)]))
-    matrices = ConfusionMatrices(
-        MANY_CLASSES,
-        np.arange(0, SOME_IMAGES * CELLS + 1, CELLS),
-        cells.ravel().astype(np.int32),
-        rng.integers(1, 10_000, SOME_IMAGES * CELLS).astype(np.int32),
-    )
-    tracemalloc.start()
-    start = time.perf_counter()
-    bootstrap_interval(matrices)
-    seconds = time.perf_counter() - start
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    print(f"\nBootstrap interval of {SOME_IMAGES} images, {MANY_CLASSES} classes, 2,000 resamples")
-    print(f"  {seconds:.2f} s, at most {peak / MIB:.0f} MiB beside the matrices")
+    return np.sort(np.stack([rng.choice(MANY_CLASSES**2, CELLS, replace=False) for _ in range(images)]))
 
 
-WAYS = {"0.1.0": version_0_1_0, "present": present, "label map alone": label_map_alone}
+def resident() -> float:
+    """The largest resident set of this process so far, in MiB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (MIB if sys.platform == "darwin" else 1024)
+
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Trains the quickstart for many epochs and records memory, open files, threads and the size of the event files.
 
-    python benchmarks/soak.py --epochs 200 --plot benchmarks/soak.png
+    python benchmarks/soak.py --epochs 200 --plot docs/soak.png
 
 The first tenth of the epochs is the warm-up. The exit status is 1 if afterwards memory grows by more than 5 %, if there
 are more open files or threads at the end, or if the event files exceed 16 MiB. Further options go to vocseg fit.

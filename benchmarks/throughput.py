@@ -37,15 +37,16 @@ class EpochTimer(L.Callback):
         self.seconds = time.perf_counter() - self.started
 
 
-def make_task() -> SegmentationTask:
+def make_task(data: VOCDataModule) -> SegmentationTask:
     """Builds the paper's baseline, with the same weights at each call."""
     torch.manual_seed(0)
-    return SegmentationTask(StridedEncoder(), DeconvDecoder, optimizer=partial(torch.optim.Adam, lr=5e-4))
+    optimizer = partial(torch.optim.Adam, lr=5e-4)
+    return SegmentationTask(StridedEncoder(), DeconvDecoder, data.class_names, optimizer=optimizer)
 
 
 def bare(data: VOCDataModule, batches: int) -> float:
     """Trains ``batches`` batches in a plain PyTorch loop; returns images per second."""
-    task = make_task().to(DEVICE).train()
+    task = make_task(data).to(DEVICE).train()
     optimizer = torch.optim.Adam(task.parameters(), lr=5e-4)
     images = 0
     loader = data.train_dataloader()
@@ -86,7 +87,7 @@ def through_trainer(data: VOCDataModule, batches: int) -> float:
             ],
             enable_model_summary=False,
         )
-        trainer.fit(make_task(), data)
+        trainer.fit(make_task(data), data)
     return batches * data.batch_size / timer.seconds
 
 

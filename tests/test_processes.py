@@ -1,4 +1,4 @@
-"""Two processes on this machine give the figures of one."""
+"""Two processes on this machine compute the scores of one."""
 
 import json
 import shutil
@@ -11,22 +11,109 @@ import pytest
 import torch
 from PIL import Image
 
-from vocseg.callbacks.metrics_csv import read_lines
+from vocseg.metrics import ConfusionMatrices, SegmentationMetric, scores_of
+from vocseg.run_folder import RunFolder, read_lines
 
 RUN = Path("lightning_logs/quickstart/version_0")
-# what both processes run; the first keeps the figures of each test
+# both processes run this; rank 0 keeps the scores of each test
 SCRIPT = """
 import json, os, shutil, sys
 from vocseg.cli import main
 for number, command in enumerate(json.load(open("commands.json"))):
     assert main(command) == 0, command
-    figures = "lightning_logs/quickstart/version_0/test.json"
+    scores = "lightning_logs/quickstart/version_0/test.json"
     if command[0] == "test" and os.environ["RANK"] == "0":
-        shutil.copy(figures, command[-1] + ".json")
+        shutil.copy(scores, command[-1] + ".json")
 """
+# both processes run this: the metric, and torchmetrics' own on pixels, each updated with the images of its own rank
+METRIC_SCRIPT = """
+import json, os
+import numpy as np
+import torch
+from torch import distributed
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from vocseg.metrics import SegmentationMetric
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+data = np.load("images.npz")
+metric = SegmentationMetric(5)
+common = {"num_classes": 5, "ignore_index": 255}
+ordinary = {
+    "miou": MulticlassJaccardIndex(average="macro", **common),
+    "iou": MulticlassJaccardIndex(average="none", zero_division=float("nan"), **common),
+    "pixel_accuracy": MulticlassAccuracy(average="micro", **common),
+}
+for name, shares in json.load(open("shares.json")).items():
+    for index in shares[rank]:
+        prediction, target = (torch.from_numpy(data[f"{kind}_{index}"]) for kind in ("prediction", "target"))
+        metric.update([prediction], [target], [index])
+        metric.update_loss(torch.tensor(float(index)), torch.tensor(2.0))
+        for other in ordinary.values():
+            other.update(prediction[None], target[None])
+    result = metric.compute()
+    scores = {score: getattr(result, score) for score in ("loss", "miou", "pixel_accuracy", "mean_accuracy", "iou")}
+    pixels = {score: other.compute().tolist() for score, other in ordinary.items()}
+    json.dump({"scores": scores, "pixels": pixels}, open(f"{name}_{rank}.json", "w"))
+    np.savez(f"{name}_{rank}.npz", **result.matrices.to_arrays())
+    for one in (metric, *ordinary.values()):
+        one.reset()
+distributed.destroy_process_group()
+"""
+SHARES = {
+    "unequal": [[6, 0, 2, 5], [3, 1, 4]],
+    "none": [[], [0, 1, 2, 3, 4, 5, 6]],
+    "padded": [[0, 2, 4, 6], [1, 3, 5, 0]],  # as DistributedSampler pads
+}
 BOTH = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 SPLITS = ["val", "test", "single"]  # 5 images, which two processes do not divide; 4; and 1, fewer than processes
+
+
+@pytest.fixture(scope="module")
+def metric_run(tmp_path_factory):
+    """Seven images of different sizes, scored by two processes that have different shares; the folder."""
+    folder = tmp_path_factory.mktemp("metric")
+    rng = np.random.default_rng(0)
+    images = {}
+    for index in range(7):
+        size = tuple(rng.integers(1, 20, 2))
+        images[f"target_{index}"] = rng.choice([0, 1, 3, 255], size)
+        images[f"prediction_{index}"] = rng.integers(0, 4, size)
+    np.savez(folder / "images.npz", **images)
+    (folder / "shares.json").write_text(json.dumps(SHARES))
+    run_two(folder, METRIC_SCRIPT)
+    return folder
+
+
+def run_two(folder, script):
+    """Runs a script in two processes, started as torchrun starts them."""
+    (folder / "script.py").write_text(script)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("share", SHARES)
+def test_the_metric_of_two_processes_equals_that_of_one(share, rank, metric_run):
+    metric = SegmentationMetric(5)
+    with np.load(metric_run / "images.npz") as images:
+        for index in range(7):
+            prediction, target = (torch.from_numpy(images[f"{kind}_{index}"]) for kind in ("prediction", "target"))
+            metric.update([prediction], [target], [index])
+    expected = metric.compute()
+    found = json.loads((metric_run / f"{share}_{rank}.json").read_text())
+    for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou"):
+        assert found["scores"][name] == pytest.approx(getattr(expected, name), abs=1e-6, nan_ok=True), name
+    if share != "padded":  # there the pixels and the loss of image 0 are added twice
+        for name, score in found["pixels"].items():
+            assert found["scores"][name] == pytest.approx(score, abs=1e-6, nan_ok=True), name
+        assert found["scores"]["loss"] == sum(range(7)) / 14
+    with np.load(metric_run / f"{share}_{rank}.npz") as file:
+        matrices = ConfusionMatrices.from_arrays(file)
+    assert len(matrices) == 7
+    assert all(np.array_equal(one, other) for one, other in zip(matrices, expected.matrices, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -39,52 +126,60 @@ def tree(voc_root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tree, fit_flags, tmp_path_factory):
-    """A fit, three tests and a prediction by two processes, started as torchrun starts them; the folder they ran in."""
+    """A fit, three tests and a prediction by two processes; the folder they ran in."""
     folder = tmp_path_factory.mktemp("processes")
     best = str(RUN / "checkpoints" / "best.ckpt")
-    photographs = tree / "VOCdevkit/VOC2007/JPEGImages"
+    images = tree / "VOCdevkit/VOC2007/JPEGImages"
     weights = ["--model.loss", "CrossEntropy", "--model.loss.class_weights", "inverse_frequency"]
     commands = [
         [*fit_flags, "--data.root", str(tree), "--data.batch_size", "2", *weights, *BOTH],
         *[["test", "--ckpt_path", best, *BOTH, *QUIET, "--data.test_split", split] for split in SPLITS],
-        ["predict", "--ckpt_path", best, *BOTH, *QUIET, "--data.predict_path", str(photographs / "test_000[012].jpg")],
+        ["predict", "--ckpt_path", best, *BOTH, *QUIET, "--data.predict_path", str(images / "test_000[012].jpg")],
     ]
     (folder / "commands.json").write_text(json.dumps(commands))
-    (folder / "script.py").write_text(SCRIPT)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
-    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two(folder, SCRIPT)
     return folder
 
 
 @pytest.fixture(scope="module")
-def alone(run, tree, succeed_in, tmp_path_factory):
-    """The same checkpoint, scored by one process in a folder of its own."""
-    folder = shutil.copytree(run, tmp_path_factory.mktemp("alone") / "folder")
-    figures = {}
+def one_process(run, tree, succeed_in, tmp_path_factory):
+    """The same checkpoint, scored by one process in another folder."""
+    folder = shutil.copytree(run, tmp_path_factory.mktemp("one_process") / "folder")
+    scores = {}
     for split in SPLITS:
         succeed_in(folder, ["test", "--ckpt_path", RUN / "checkpoints/best.ckpt", *QUIET, "--data.test_split", split])
-        figures[split] = json.loads((folder / RUN / "test.json").read_text())
-    return figures
+        scores[split] = json.loads((folder / RUN / "test.json").read_text())
+    return scores
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_figures_equal_those_of_one_process(split, run, alone):
+def test_test_scores_equal_those_of_one_process(split, run, one_process):
     both = json.loads((run / f"{split}.json").read_text())
-    assert both["images"] == alone[split]["images"] == {"val": 5, "test": 4, "single": 1}[split]
-    for name in ("loss", "miou", "pixel_accuracy", "iou", "all_background"):
-        assert both[name] == pytest.approx(alone[split][name], abs=1e-6), name
+    assert both["images"] == one_process[split]["images"] == {"val": 5, "test": 4, "single": 1}[split]
+    for name in ("loss", "miou", "pixel_accuracy", "mean_accuracy", "iou", "all_background"):
+        assert both[name] == pytest.approx(one_process[split][name], abs=1e-6), name
 
 
-def test_the_fits_own_validation_equals_that_of_one_process(run, alone):
+def test_the_test_files_have_the_matrices_of_all_images(run):
+    """Of the last test, of the split with a single image."""
+    folder = RunFolder(run / RUN)
+    scores = json.loads(folder.scores("test").read_text())
+    with np.load(folder.matrices("test")) as file:
+        matrices = ConfusionMatrices.from_arrays(file)
+    assert [Path(sample["image"]).name for sample in scores["samples"]] == ["test_0002.jpg"]
+    assert len(matrices) == 1
+    assert scores_of(matrices.total())["miou"] == pytest.approx(scores["miou"], abs=1e-6)
+
+
+def test_the_validation_during_the_fit_equals_that_of_one_process(run, one_process):
     lines = read_lines(run / RUN / "metrics.csv")
     best = max(lines, key=lambda line: line["val/miou"])
-    assert best["val/miou"] == pytest.approx(alone["val"]["miou"], abs=1e-6)
-    assert best["val/loss"] == pytest.approx(alone["val"]["loss"], abs=1e-6)
-    assert [line["step"] for line in lines] == [2, 4]  # two batches of two for each of two processes
+    assert best["val/miou"] == pytest.approx(one_process["val"]["miou"], abs=1e-6)
+    assert best["val/loss"] == pytest.approx(one_process["val"]["loss"], abs=1e-6)
+    assert [line["step"] for line in lines] == [2, 4]  # two batches of two images in each of two processes
 
 
-def test_classes_are_counted_once_for_all(run, tree):
+def test_class_weights_are_counted_once_for_all_processes(run, tree):
     state = torch.load(run / RUN / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     counts = np.zeros(256)
     for path in (tree / "VOCdevkit/VOC2007/SegmentationClass").glob("train_*.png"):
@@ -93,16 +188,16 @@ def test_classes_are_counted_once_for_all(run, tree):
     assert np.allclose(state["loss.class_weights"], inverse / inverse.sum(), rtol=1e-5)
 
 
-def test_files_are_written_once_and_none_is_lost(run):
+def test_files_are_written_once_and_none_is_missing(run):
     assert sorted(path.name for path in (run / "lightning_logs").glob("*/*")) == ["version_0"]
-    assert len(list((run / RUN).glob("events*"))) == 5  # of the fit, three tests and the prediction
+    assert len(list((run / RUN).glob("events*"))) == 5  # the fit, three tests and the prediction
     assert sorted(path.name for path in (run / RUN / "test_masks").iterdir()) == ["test_0002.png"]
     masks = [path.name for path in (run / RUN / "predictions").glob("*.png")]
     assert sorted(masks) == ["test_0000.png", "test_0001.png", "test_0002.png"]
     assert (run / RUN / "predictions" / "index.html").read_text().count("<figure>") == 3
 
 
-def test_the_command_starts_its_processes_itself(fit_flags, tmp_path):
+def test_the_command_starts_its_own_processes(fit_flags, tmp_path):
     words = [*fit_flags, *BOTH, "--trainer.max_epochs", "1", "--data.batch_size", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "vocseg", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 class SegmentationNetwork(nn.Module):
     """Computes the logits of images of any size; needs no Lightning.
 
-    ``torch.export.export`` with dynamic batch, height and width gives a program for all images that are larger than the
-    backbone's largest stride in both directions; it treats a smaller image, whose deepest feature has one pixel, as a
-    special case. ``torch.jit.trace`` gives a program for images of the traced size.
+    ``torch.export.export`` with dynamic sizes (``Dim.DYNAMIC``; without ``channels_last`` also ``Dim`` with a range)
+    gives a program for all images that are larger than the backbone's largest stride in both directions. Smaller ones
+    have a deepest feature of one pixel, which torch treats as a special case. ``torch.jit.trace`` gives a program for
+    images of the traced size.
 
     Args:
         backbone: a module with ``channels``, ``strides`` and ``forward(image) -> list of features``, shallow to deep.
@@ -44,9 +45,10 @@ class SegmentationNetwork(nn.Module):
         """
         size = image.shape[-2:]
         padded_size = [-(-side // self.stride) * self.stride for side in size]
-        padded = _pad(image, padded_size)
-        if not torch.compiler.is_exporting(): padded=padded.contiguous(memory_format=self._memory_format)
-        trains = torch.compiler.is_exporting() or any(parameter.requires_grad for parameter in self.backbone.parameters())
+        padded = _pad(image, padded_size).contiguous(memory_format=self._memory_format)
+        trains = torch.compiler.is_exporting() or any(
+            parameter.requires_grad for parameter in self.backbone.parameters()
+        )
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             features = self.backbone(padded)
         return _crop(resize(self.decoder(features).float(), padded_size), size)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from vocseg.errors import VocsegError
 from vocseg.schedules import FactorLR
@@ -71,11 +71,30 @@ def check_resumable(
         )
 
 
+def check_schedule_resumable(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Checks that a scheduler's saved state fits the configured scheduler.
+
+    Args:
+        saved: :func:`vocseg.schedules.schedule_settings` of the saved run.
+        now: the same of the configured one.
+
+    Raises:
+        VocsegError: another class or interval, whose position in the run is counted in another way.
+    """
+    before, after = (
+        f"{'Schedule' if settings['class'] == FactorLR.__name__ else settings['class']} with the interval "
+        f"{settings['interval']}"
+        for settings in (saved, now)
+    )
+    if before != after:
+        raise VocsegError(
+            f"The checkpoint's schedule is {before}, but the configured one is {after}: a resumed run must keep class "
+            "and interval of its schedule."
+        )
+
+
 def apply_changed_settings(
-    optimizer: Optimizer,
-    scheduler: LRScheduler | ReduceLROnPlateau | None,
-    saved: Sequence[Settings] | None,
-    configured: Sequence[Settings],
+    optimizer: Optimizer, scheduler: LRScheduler | None, saved: Mapping[str, Any], configured: Mapping[str, Any]
 ) -> None:
     """Gives a restored optimizer the settings that were configured now, where they differ from those at saving.
 
@@ -84,18 +103,30 @@ def apply_changed_settings(
     Args:
         optimizer: restored from a checkpoint.
         scheduler: of its learning rates, restored as well.
-        saved: the settings that the saved run was configured with; None: read from the optimizer's state.
-        configured: the settings of the present configuration.
+        saved: the settings of the saved run before its first step: ``optimizer_settings`` (of each group) and
+            ``schedule_settings``. What is missing, as in checkpoints of vocseg 0.1.0, is read from the optimizer.
+        configured: the same of the present configuration.
     """
-    for index, (group, now) in enumerate(zip(optimizer.param_groups, configured, strict=True)):
-        before = saved[index] if saved else {**group, "lr": group.get("initial_lr", group["lr"])}
-        changed = {name: value for name, value in now.items() if name in before and before[name] != value}
-        if "lr" in changed:
-            group["initial_lr"] = now["lr"]
-            changed["lr"] = group["lr"] * now["lr"] / before["lr"] if before["lr"] else now["lr"]
-        group.update(changed)
-    if isinstance(scheduler, LRScheduler):
-        scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": [now["lr"] for now in configured]})
+    groups = zip(optimizer.param_groups, configured["optimizer_settings"], strict=True)
+    for index, (group, now) in enumerate(groups):
+        before = saved["optimizer_settings"][index] if saved.get("optimizer_settings") else dict(group)
+        base_before, base_now = (settings.get("initial_lr", settings["lr"]) for settings in (before, now))
+        if base_before != base_now:
+            group["lr"] = group["lr"] * base_now / base_before if base_before else base_now
+            if "initial_lr" in group:
+                group["initial_lr"] = base_now
+        group.update({name: now[name] for name in now if name != "lr" and name in before and before[name] != now[name]})
+    if scheduler is None:
+        return
+    state = configured["schedule_settings"]["state"]
+    if saved.get("schedule_settings"):
+        state_before = saved["schedule_settings"]["state"]
+        names = [name for name in state if name in state_before and state_before[name] != state[name]]
+    else:
+        names = ["base_lrs"] if "base_lrs" in state else []
+    changed = {name: state[name] for name in names if name != "_last_lr"}  # which says where a run is
+    if changed:
+        scheduler.load_state_dict({**scheduler.state_dict(), **changed})
     if isinstance(scheduler, FactorLR):  # the schedule itself may have changed, too
         for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
             group["lr"] = rate

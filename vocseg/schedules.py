@@ -1,7 +1,8 @@
 """Learning-rate schedules."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning as L
@@ -130,14 +131,54 @@ class FactorLR(LRScheduler):
 def attach_scheduler(make: SchedulerFactory, optimizer: Optimizer, trainer: L.Trainer) -> dict[str, Any]:
     """Binds one of torch's own schedulers to an optimizer, with the interval that torch documents for it.
 
-    ``OneCycleLR`` and ``CyclicLR`` step after every optimizer step, all others after every epoch. ``ReduceLROnPlateau``
-    watches ``val/loss`` when its mode is ``min``, else ``val/miou``.
+    ``OneCycleLR`` and ``CyclicLR`` step after every optimizer step, ``ReduceLROnPlateau`` after every validation, all
+    others after every epoch.
 
     Returns:
         Lightning's ``lr_scheduler`` configuration.
+
+    Raises:
+        VocsegError: ``ReduceLROnPlateau`` in a run without validation.
     """
     scheduler = make(optimizer)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        monitor = "val/loss" if scheduler.mode == "min" else "val/miou"
-        return {"scheduler": scheduler, "monitor": monitor, "frequency": trainer.check_val_every_n_epoch or 1}
-    return {"scheduler": scheduler, "interval": "step" if isinstance(scheduler, OneCycleLR | CyclicLR) else "epoch"}
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        return {"scheduler": scheduler, "interval": "step" if isinstance(scheduler, OneCycleLR | CyclicLR) else "epoch"}
+    if not trainer.enable_validation:
+        raise VocsegError("ReduceLROnPlateau follows a score of the validation, but this run has no validation.")
+    return {"scheduler": scheduler, "reduce_on_plateau": False}  # step_on_plateau() steps it, not Lightning
+
+
+def step_on_plateau(scheduler: LRScheduler, scores: Mapping[str, float]) -> None:
+    """Steps a ``ReduceLROnPlateau``; does nothing with any other scheduler.
+
+    Args:
+        scheduler: follows ``val/loss`` if its mode is ``min``, else ``val/miou``. Lightning's subclass names its score
+            itself, as ``monitor``.
+        scores: what a validation logs, by name.
+
+    Raises:
+        VocsegError: there is no score ``monitor``.
+    """
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        return
+    name = getattr(scheduler, "monitor", "val/loss" if scheduler.mode == "min" else "val/miou")
+    if name not in scores:
+        raise VocsegError(f"ReduceLROnPlateau: a validation logs no {name!r}.{nearest(name, list(scores))}")
+    scheduler.step(scores[name])
+
+
+def schedule_settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a scheduler that has not stepped yet.
+
+    Args:
+        configuration: Lightning's ``lr_scheduler`` configuration.
+
+    Returns:
+        ``class`` and ``interval``, and ``state``, a copy of its state dict.
+    """
+    scheduler = configuration["scheduler"]
+    return {
+        "class": type(scheduler).__name__,
+        "interval": configuration.get("interval", "epoch"),
+        "state": copy.deepcopy(scheduler.state_dict()),
+    }

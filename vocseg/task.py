@@ -7,7 +7,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -22,8 +22,14 @@ from vocseg.inference import batch_logits, label_map, preprocess, probability_ma
 from vocseg.losses import CrossEntropy, inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
 from vocseg.network import SegmentationNetwork
-from vocseg.optimizers import apply_changed_settings, check_resumable, group_settings, parameter_groups
-from vocseg.schedules import Schedule, attach_scheduler
+from vocseg.optimizers import (
+    apply_changed_settings,
+    check_resumable,
+    check_schedule_resumable,
+    group_settings,
+    parameter_groups,
+)
+from vocseg.schedules import Schedule, SchedulerFactory, attach_scheduler, schedule_settings, step_on_plateau
 from vocseg.state_dicts import check_fits
 
 DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
@@ -67,7 +73,7 @@ class SegmentationTask(L.LightningModule):
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable | None = None,
         backbone_lr: float | None = None,
-        schedule: Schedule | LRSchedulerCallable | None = None,
+        schedule: Schedule | SchedulerFactory | None = None,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
@@ -102,7 +108,7 @@ class SegmentationTask(L.LightningModule):
         self.predict_probabilities = False
         self._data_settings: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
-        self._optimizer_settings: list[dict[str, Any]] = []
+        self._settings: dict[str, Any] = {}
 
     @property
     def backbone(self) -> nn.Module:
@@ -130,7 +136,10 @@ class SegmentationTask(L.LightningModule):
         return self.network(image)
 
     def setup(self, stage: str) -> None:
-        """Remembers how the data module prepares images, for :meth:`segment`."""
+        """Remembers how the data module prepares images, for :meth:`segment`; gives the parts their trainer."""
+        for part in (self.backbone, self.decoder):
+            if isinstance(part, L.LightningModule):
+                part.trainer = self.trainer  # Lightning does so for direct children; the network is between
         self._data_settings = dict(getattr(_datamodule(self.trainer), "hparams", None) or self._data_settings)
 
     def on_fit_start(self) -> None:
@@ -146,11 +155,10 @@ class SegmentationTask(L.LightningModule):
     def on_train_start(self) -> None:
         """Gives a resumed optimizer the settings that differ from those in its checkpoint."""
         optimizer = self.optimizers()
-        if self.trainer.ckpt_path is None or not self._optimizer_settings or isinstance(optimizer, list):
+        if self.trainer.ckpt_path is None or not self._settings or isinstance(optimizer, list):
             return
-        scheduler = cast(LRScheduler | ReduceLROnPlateau | None, self.lr_schedulers())
-        saved = self._loaded.get("optimizer_settings")
-        apply_changed_settings(optimizer.optimizer, scheduler, saved, self._optimizer_settings)
+        scheduler = cast(LRScheduler | None, self.lr_schedulers())
+        apply_changed_settings(optimizer.optimizer, scheduler, self._loaded["settings"], self._settings)
 
     def on_train_epoch_start(self) -> None:
         """Resets the running loss; not called where an epoch is resumed in the middle."""
@@ -178,9 +186,20 @@ class SegmentationTask(L.LightningModule):
         """Adds a batch to the test metric; returns what :meth:`validation_step` does."""
         return self._evaluate(batch, "test")
 
+    def on_validation_epoch_start(self) -> None:
+        """Resets the validation metric: an earlier validation may have been interrupted."""
+        self._metric("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Resets the test metric."""
+        self._metric("test").reset()
+
     def on_validation_epoch_end(self) -> None:
-        """Logs ``val/...``."""
-        self._log_result("val")
+        """Logs ``val/...``; a schedule that follows a score takes its step."""
+        scores = self._log_result("val")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            for configuration in self.trainer.lr_scheduler_configs:
+                step_on_plateau(configuration.scheduler, scores)
 
     def on_test_epoch_end(self) -> None:
         """Logs ``test/...``."""
@@ -230,7 +249,14 @@ class SegmentationTask(L.LightningModule):
         """The optimizer over all trainable parameters, the backbone in a group of its own, and the schedule."""
         parts = {"backbone": self.backbone, "decoder": self.decoder, "loss": self.loss}
         optimizer = self.optimizer(parameter_groups(parts, {"backbone": self.backbone_lr}))
-        self._optimizer_settings = group_settings(optimizer)
+        if isinstance(self.schedule, Schedule):
+            schedule = self.schedule.attach(optimizer, self.trainer)
+        else:
+            schedule = attach_scheduler(self.schedule, optimizer, self.trainer)
+        self._settings = {
+            "optimizer_settings": group_settings(optimizer),
+            "schedule_settings": schedule_settings(schedule),
+        }
         if self.trainer.ckpt_path is not None and self._loaded.get("optimizer_groups"):
             described = to_config(self.hparams.get("optimizer")) or {"class_path": "torch.optim.Adam"}
             check_resumable(
@@ -239,9 +265,18 @@ class SegmentationTask(L.LightningModule):
                 described.get("class_path", type(optimizer).__name__),
                 optimizer,
             )
-        if isinstance(self.schedule, Schedule):
-            return {"optimizer": optimizer, "lr_scheduler": self.schedule.attach(optimizer, self.trainer)}
-        return {"optimizer": optimizer, "lr_scheduler": attach_scheduler(self.schedule, optimizer, self.trainer)}
+            saved = self._loaded["settings"].get("schedule_settings")
+            if saved is not None:
+                check_schedule_resumable(saved, self._settings["schedule_settings"])
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps the schedule, except ``ReduceLROnPlateau``, which :meth:`on_validation_epoch_end` steps.
+
+        Lightning steps that one after it has written the checkpoints of the epoch, and a resumed run would lack a step.
+        """
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the epoch's running loss, the optimizer's configured settings, and the classes of task and data."""
@@ -250,7 +285,7 @@ class SegmentationTask(L.LightningModule):
             model_class=class_path_of(type(self)),
             data_class=None if datamodule is None else class_path_of(type(datamodule)),
             train_loss={name: torch.as_tensor(value).cpu() for name, value in self.train_loss.metric_state.items()},
-            optimizer_settings=self._optimizer_settings,
+            **self._settings,
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -271,7 +306,7 @@ class SegmentationTask(L.LightningModule):
         states = checkpoint.get("optimizer_states") or []
         self._loaded = {
             "global_step": checkpoint.get("global_step", 0),
-            "optimizer_settings": own.get("optimizer_settings"),
+            "settings": own,
             "optimizer_class": (saved.get("optimizer") or {}).get("class_path", "torch.optim.Adam"),
             "optimizer_groups": [group for state in states for group in state["param_groups"]],
         }
@@ -311,23 +346,26 @@ class SegmentationTask(L.LightningModule):
         metric.update(labels, list(targets), indices)
         return {"index": indices, "labels": labels, "logits": logits}
 
-    def _log_result(self, stage: str) -> None:
+    def _log_result(self, stage: str) -> dict[str, float]:
         metric = self._metric(stage)
         result = metric.compute()
-        metric.reset()
+        metric.reset()  # frees the memory
         self.results[stage] = result
         if self.trainer.state.fn != "fit":
             self.log("step", float(max(self.trained_steps - 1, 0)))  # else Lightning would log at step 0
         scores = {
+            "miou": result.miou,
             "loss": result.loss,
             "pixel_accuracy": result.pixel_accuracy,
             "mean_accuracy": result.mean_accuracy,
             # a class that occurs in neither prediction nor target has no IoU
             **{f"iou/{name}": iou for name, iou in zip(self.class_names, result.iou, strict=True) if iou == iou},
         }
-        # all processes have the same scores already; sync_dist tells Lightning not to warn
-        self.log(f"{stage}/miou", result.miou, prog_bar=True, sync_dist=True)
-        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
+        scores = {f"{stage}/{name}": value for name, value in scores.items()}
+        for name, value in scores.items():
+            # all processes have the same scores already; sync_dist tells Lightning not to warn
+            self.log(name, value, prog_bar=name == f"{stage}/miou", sync_dist=True)
+        return scores
 
     def _metric(self, stage: str) -> SegmentationMetric:
         return cast(SegmentationMetric, self.metrics[stage])

@@ -1,6 +1,7 @@
 """Runs that are interrupted, and runs whose loss or parameters become NaN."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -105,6 +106,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(workers, epoch, batch, uninte
     assert fit(tmp_path, *options, *signal_at(epoch, batch))[0] == 130
     interrupted = torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
     assert interrupted["global_step"] == epoch * 5 + batch + 1
+    assert interrupted["vocseg"]["finished_epochs"] == epoch + (batch == 4)
     assert fit(tmp_path, *options, "--ckpt_path", "last")[0] == 0
     assert not run_folder(tmp_path, 1).exists()
     resumed = state_of(tmp_path)
@@ -118,6 +120,17 @@ def test_an_epoch_that_max_steps_ended_early_can_be_resumed(fit, tmp_path):
     assert [line["step"] for line in state_of(tmp_path)[1]] == ["4"]
     assert fit(tmp_path, "--ckpt_path", "last", "--trainer.max_steps", "7")[0] == 0
     assert [(line["epoch"], line["step"]) for line in state_of(tmp_path)[1]] == [("0", "5"), ("1", "7")]
+
+
+def test_a_run_that_early_stopping_ended_is_finished(fit, tmp_path):
+    stopping = {"monitor": "train/loss", "mode": "max", "patience": 1, "min_delta": 1000}
+    callback = {"class_path": "EarlyStopping", "init_args": {**stopping, "check_on_train_epoch_end": True}}
+    options = ["--trainer.callbacks", json.dumps([callback])]
+    assert fit(tmp_path, *options)[0] == 0
+    assert [line["epoch"] for line in state_of(tmp_path)[1]] == ["0", "1"]  # of three
+    status, _, err = fit(tmp_path, *options, "--ckpt_path", "last")
+    assert status == 1
+    assert "Every run 'quickstart'" in err
 
 
 def test_settings_changed_on_resuming_take_effect_and_are_saved(fit, tmp_path):
@@ -215,9 +228,8 @@ def test_a_nan_loss_ends_the_run_and_names_the_images_of_its_batch(fit, tmp_path
 
 def test_a_network_that_becomes_infinite_in_the_last_step_of_an_epoch_is_not_saved(fit, tmp_path):
     """No loss was computed with these parameters yet."""
-    status, _, err = fit(
-        tmp_path, "--trainer.callbacks", "stopper.InfiniteParameter", "--trainer.limit_val_batches", "0"
-    )
+    options = ["--trainer.callbacks", "stopper.InfiniteParameter", "--trainer.limit_val_batches", "0"]
+    status, _, err = fit(tmp_path, *options)
     assert status == 1
     assert "parameters are nan or infinite after step 10" in err
     assert torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5

@@ -35,9 +35,8 @@ def test_the_table_has_a_column_for_the_all_background_predictor():
         "mean class accuracy": ((5 / 6 + 1) / 2, 1 / 2),
     }
     for name, scores in expected.items():
-        assert [cell.strip() for cell in rows[name]] == [
-            "-" if math.isnan(score) else f"{score:.4f}" for score in scores
-        ]
+        texts = ["-" if math.isnan(score) else f"{score:.4f}" for score in scores]
+        assert [cell.strip() for cell in rows[name]] == texts
 
 
 def test_the_test_scores_are_written_to_the_run_folder(tmp_path):

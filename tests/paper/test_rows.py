@@ -1,4 +1,4 @@
-"""The paper's rows on drawn scenes: what is declared, what is run, and what survives an interruption."""
+"""The paper's rows on synthetic images: declared, run, recorded, and resumed after an interruption."""
 
 import csv
 import os
@@ -12,6 +12,7 @@ import pytest
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.experiments import resolve_config
 from vocseg.lightning_cli import VocsegCLI, run
+from vocseg.paper.protocol import paper_inferred
 from vocseg.paper.records import read_record
 from vocseg.paper.rows import declared
 
@@ -27,8 +28,8 @@ def options(voc_root, epochs=1):
     ]
 
 
-class Instantiated(VocsegCLI):
-    """Stops before training."""
+class InstantiateOnly(VocsegCLI):
+    """Does not train."""
 
     def fit(self, **kwargs):
         pass
@@ -37,11 +38,11 @@ class Instantiated(VocsegCLI):
         pass
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name != "unet"])  # which takes long to initialise
-def test_every_row_makes_the_run_that_it_declares(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "unet"])  # whose weights take long to initialise
+def test_each_row_gives_a_fit_the_settings_that_it_declares(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = ROWS[name]
-    cli = run(["fit", *row.fit_options()], Instantiated)
+    cli = run(["fit", *row.fit_options()], InstantiateOnly)
     settings = cli.config["fit"]
     assert settings.name == name
     assert settings.model.optimizer.init_args.lr == row.lr
@@ -51,68 +52,90 @@ def test_every_row_makes_the_run_that_it_declares(name, tmp_path, monkeypatch):
     assert resolve_config(row.experiment)
 
 
-def test_tables_1_to_5_train_equally_long_and_have_the_papers_figures():
+def test_rows_of_tables_1_to_5_train_equally_long_and_have_the_papers_scores():
     rows = [row for row in ROWS.values() if row.table <= 5]
     assert len(rows) == 14
     assert len({row.epochs for row in rows}) == 1
     assert all(len(row.paper) == 4 for row in rows)
 
 
-def test_rows_leave_records_and_are_not_run_again(vocseg, voc_root, tmp_path):
-    status, out, err = vocseg("rows", "focal_leaky", "baseline_leaky", "--results", "res", *options(voc_root, 2))
+def test_rows_write_records_and_are_not_run_again(vocseg, voc_root, tmp_path):
+    words = ["paper", "rows", "focal_leaky", "baseline_leaky", "--results", "res", *options(voc_root, 2)]
+    status, _, err = vocseg(*words)
     assert (status, err) == (0, "")
     record = read_record(tmp_path / "res" / "focal_leaky")
     assert record.facts["row"] == "focal_leaky"
     assert (record.facts["epochs"], record.facts["seed"], len(record.lines)) == (2, 0, 2)
     assert {"commit", "device", "precision", "versions", "minutes", "best_epoch"} <= set(record.facts)
-    assert record.facts["val"]["miou"] == pytest.approx(max(line["val/miou"] for line in record.lines), abs=1e-6)
-    assert record.matrices["test"].shape == (4, 8, 7)
-    assert record.config["model"]["loss"]["class_path"].endswith("FocalLoss")
-    assert str(voc_root) not in (tmp_path / "res" / "focal_leaky" / "config.yaml").read_text()
-    assert set(record.masks()) <= {f"test_{number:04}" for number in range(4)}
-    assert sum(path.stat().st_size for path in record.folder.rglob("*")) < 200_000
+    assert record.scores["val"].summary["miou"] == pytest.approx(best_miou(record), abs=1e-6)
+    assert (len(record.scores["val"].matrices), len(record.scores["test"].matrices)) == (5, 4)
+    assert record.scores["test"].resized.counts.sum() == 4 * 224 * 224
+    assert record.class_names == list(SYNTHETIC_CLASSES)
+    assert record.configs[0]["model"]["loss"]["class_path"].endswith("FocalLoss")
+    assert str(voc_root) not in record.folder.config.read_text()
+    masks = {path.stem for path in record.folder.test_masks.iterdir()}
+    assert masks and masks <= {f"test_{number:04}" for number in range(4)}  # noqa: PT018
+    assert sum(path.stat().st_size for path in record.folder.path.rglob("*")) < 200_000
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "res").rglob("*")}
-    status, out, _ = vocseg("rows", "focal_leaky", "baseline_leaky", "--results", "res", *options(voc_root, 2))
+    status, out, _ = vocseg(*words)
     assert status == 0
     assert out.count("not run again") == 2
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "res").rglob("*")}
 
+    # the protocol is switched on in the run that is recorded, and its scores are those of the record
+    callbacks = [callback["class_path"] for callback in record.configs[0]["trainer"]["callbacks"]]
+    assert callbacks == ["vocseg.paper.protocol.PaperProtocol"]
+    best = record.lines[record.best_epoch]
+    inferred = paper_inferred(record.scores["val"].resized)
+    assert best["val/paper_inferred/miou"] == pytest.approx(inferred["miou"], abs=1e-5)
+    assert best["val/paper_inferred/pixel_accuracy"] == pytest.approx(inferred["pixel_accuracy"], abs=1e-5)
+
+
+def best_miou(record):
+    return max(line["val/miou"] for line in record.lines)
+
 
 def test_one_failing_row_does_not_stop_the_rest(vocseg, voc_root, tmp_path):
-    weights = ["--model.backbone.weights", tmp_path / "none.pth"]  # which only the transfer networks have a place for
-    status, out, err = vocseg("rows", "baseline_leaky", "transfer", "--results", "res", *options(voc_root), *weights)
+    weights = ["--model.backbone.weights", tmp_path / "none.pth"]  # an option of the transfer networks only
+    words = ["paper", "rows", "baseline_leaky", "transfer", "--results", "res"]
+    status, out, err = vocseg(*words, *options(voc_root), *weights)
     assert status == 1
     assert "baseline_leaky failed: " in out
     assert "transfer failed: " in out
     assert "none.pth" in out
     assert "These rows failed, for the reasons above: baseline_leaky, transfer." in err
-    status, out, err = vocseg("rows", "baseline_leaky", "--results", "res", *options(voc_root))
-    assert status == 0
+    assert not (tmp_path / "res").exists()
 
 
 def test_an_unknown_row_names_the_nearest(vocseg):
-    status, _, err = vocseg("rows", "basline_leaky")
+    status, _, err = vocseg("paper", "rows", "basline_leaky")
     assert status == 1
     assert "There is no row 'basline_leaky'. Did you mean 'baseline_leaky'?" in err
 
 
-def test_a_half_written_record_is_run_anew(vocseg, voc_root, tmp_path):
+def test_a_row_with_an_incomplete_record_is_run_again(vocseg, voc_root, tmp_path):
+    own = ["--trainer.callbacks", "lightning.pytorch.callbacks.LambdaCallback"]  # does not replace the protocol
     (tmp_path / "res" / "residual").mkdir(parents=True)
     (tmp_path / "res" / "residual" / "record.json").write_text("{")
-    status, out, _ = vocseg("rows", "residual", "--results", "res", *options(voc_root))
+    status, out, _ = vocseg("paper", "rows", "residual", "--results", "res", *options(voc_root), *own)
     assert status == 0
-    assert "Run anew" in out
+    assert "is incomplete: " in out
+    assert "Run again" in out
     assert read_record(tmp_path / "res" / "residual").facts["epochs"] == 1
 
 
-def test_a_killed_row_goes_on_where_it_was(vocseg, voc_root, tmp_path):
-    """Killed after its second epoch, it keeps its first epochs' lines, its folder, and its best checkpoint's score."""
-    flags = ["rows", "baseline_leaky", "--results", "res", *options(voc_root, 40)]
+def test_a_killed_row_is_resumed(vocseg, voc_root, tmp_path):
+    """It keeps its folder, the lines of its finished epochs, and the score of its best checkpoint.
+
+    The run is found whichever way the folder of all runs is named.
+    """
+    common = ["paper", "rows", "baseline_leaky", "--results", "res"]
+    flags = [*common, *options(voc_root, 40), "--trainer.default_root_dir", "runs"]
     process = subprocess.Popen(
         [sys.executable, "-m", "vocseg", *flags], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    folder = tmp_path / "lightning_logs" / "baseline_leaky" / "version_0"
+    folder = tmp_path / "runs" / "lightning_logs" / "baseline_leaky" / "version_0"
     try:
         deadline = time.monotonic() + 120
         while lines_of(folder) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -126,16 +149,18 @@ def test_a_killed_row_goes_on_where_it_was(vocseg, voc_root, tmp_path):
     assert not (tmp_path / "res" / "baseline_leaky").exists()
     before = (folder / "metrics.csv").read_text().splitlines()
 
-    flags[flags.index("40")] = str(done + 2)
-    status, out, _ = vocseg(*flags)
+    status, _, err = vocseg(*common, *options(voc_root, done + 2), "--trainer.default_root_dir=runs")
     assert status == 0
-    assert "Going on from" in out
+    assert "Resuming from runs/lightning_logs/baseline_leaky/version_0/checkpoints/last.ckpt" in err
     assert os.listdir(folder.parent) == ["version_0"]
+    assert not (tmp_path / "lightning_logs").exists()
     record = read_record(tmp_path / "res" / "baseline_leaky")
     assert [line["epoch"] for line in record.lines] == list(range(done + 2))
     after = (folder / "metrics.csv").read_text().splitlines()
-    assert after[1:done] == before[1:done]  # the epoch that ended last may have been killed before its checkpoint
-    assert record.facts["val"]["miou"] == pytest.approx(max(line["val/miou"] for line in record.lines), abs=1e-6)
+    assert after[1:done] == before[1:done]  # the last epoch may have been killed before its checkpoint was written
+    assert record.scores["val"].summary["miou"] == pytest.approx(best_miou(record), abs=1e-6)
+    assert len(record.configs) == 2
+    assert record.configs[1]["trainer"]["max_epochs"] == done + 2
 
 
 def lines_of(folder):
@@ -146,7 +171,7 @@ def lines_of(folder):
         return len(list(csv.DictReader(file)))
 
 
-def test_the_listed_unet_row_accumulates_to_batches_of_16():
+def test_the_unet_row_accumulates_gradients_over_16_images():
     options = ROWS["unet"].options
     assert options["data.batch_size"] * options["trainer.accumulate_grad_batches"] == 16
     assert ROWS["unet"].fit_options()[:2] == ["--config", "unet"]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vocseg.paper.protocol import paper_inferred
 from vocseg.paper.rows import declared
+from vocseg.paper.tables import BEGIN, END
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -95,14 +96,12 @@ def test_masks_of_each_tables_best_row_are_drawn(results, voc_root, vocseg, tmp_
 
 def test_a_document_beside_the_records_gets_the_tables_between_its_markers(results, vocseg, tmp_path):
     document = tmp_path / "RESULTS.md"
-    document.write_text(
-        "before\n<!-- tables: written by `vocseg paper tables` -->\nold\n<!-- end of tables -->\nafter\n"
-    )
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
         assert vocseg("paper", "tables", "--results", results, "--to", "paper")[0] == 0
         text = document.read_text()
         assert text.startswith("before\n")
-        assert text.endswith("<!-- end of tables -->\nafter\n")
+        assert text.endswith(f"{END}\nafter\n")
         assert "old" not in text
         assert text.count("### Table 1: Baseline") == 1
 

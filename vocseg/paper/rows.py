@@ -18,7 +18,7 @@ from vocseg.paper.records import check_replaceable, provenance, read_record, wri
 from vocseg.run_folder import RunFolder, read_run, sample_names
 
 PROTOCOL = f"--trainer.callbacks+={PaperProtocol.__module__}.{PaperProtocol.__qualname__}"
-"""The option that switches the paper's protocol on."""
+"""The option that adds the paper's protocol; it comes last, because ``--trainer.callbacks`` replaces earlier ones."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Row:
             "trainer.max_epochs": self.epochs,
         }
         flags = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
-        return ["--config", self.experiment, "--name", self.name, *flags, PROTOCOL]
+        return ["--config", self.experiment, "--name", self.name, *flags]
 
     def _backbone_has_activation(self) -> bool:
         config = yaml.safe_load(Path(resolve_config(self.experiment)).read_text(encoding="utf-8"))
@@ -156,9 +156,9 @@ def _finished(folder: Path) -> bool:
 
 def _run_row(row: Row, options: list[str], folder: Path, shown: Sequence[int]) -> None:
     check_replaceable(folder)
-    fit = run(["fit", *row.fit_options(), *options, "--ckpt_path", "auto"])
+    fit = run(["fit", *row.fit_options(), *options, PROTOCOL, "--ckpt_path", "auto"])
     run_folder = RunFolder(Path(fit.trainer.log_dir or "."))
-    scoring = ["--ckpt_path", str(run_folder.best), PROTOCOL, *_for_scoring(options)]
+    scoring = ["--ckpt_path", str(run_folder.best), *_for_scoring(options), PROTOCOL]
     validated, tested = run(["validate", *scoring]), run(["test", *scoring])
     trained = read_run(run_folder)
     facts = {
