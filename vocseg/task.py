@@ -237,7 +237,10 @@ class SegmentationTask(L.LightningModule):
         """
         from vocseg.data.files import as_rgb
 
-        pixels = as_rgb(image)
+        settings = {
+            name: self._data_settings[name] for name in ("bit_depth", "exif_rotation") if name in self._data_settings
+        }
+        pixels = as_rgb(image, **settings)
         tensor = preprocess(pixels, self._data_settings, len(self.class_names))
         was_training = self.training
         self.eval()

@@ -14,7 +14,7 @@ from torchvision.datasets import voc as torchvision_voc
 
 from vocseg import VOCDataModule, VocsegError
 from vocseg.data.lists import find_images
-from vocseg.data.synthetic import SYNTHETIC_CLASSES
+from vocseg.data.synthetic import SYNTHETIC_CLASSES, SyntheticDataModule
 
 LISTS, MASKS = "VOCdevkit/VOC2007/ImageSets/Segmentation", "VOCdevkit/VOC2007/SegmentationClass"
 
@@ -152,12 +152,11 @@ def test_trainer_sets_the_epoch_of_the_sampler(voc_root):
     assert len(set(sums)) == 3
 
 
-def test_synthetic_images_are_the_default():
-    data = VOCDataModule(num_workers=0, batch_size=4)
-    assert data.class_names == list(SYNTHETIC_CLASSES)
-    data.prepare_data()
-    data.setup("test")
-    assert len(next(iter(data.test_dataloader()))["original_mask"]) == 4
+def test_the_root_is_required():
+    """A config that forgets it must not train on something else."""
+    with pytest.raises(TypeError, match="root"):
+        VOCDataModule()
+    assert SyntheticDataModule().class_names == list(SYNTHETIC_CLASSES)
 
 
 def test_hyperparameters_rebuild_the_data_module(voc_root, monkeypatch):

@@ -8,9 +8,11 @@ from typing import Any, Literal, TypeVar
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vocseg.data.checks import check_labels
 from vocseg.data.classes import check_class_names
 from vocseg.data.datasets import (
     EpochSampler,
@@ -20,7 +22,7 @@ from vocseg.data.datasets import (
     collate,
     prepare_worker,
 )
-from vocseg.data.files import ImageReader, Sample, check_samples, count_pixels
+from vocseg.data.files import CheckedSample, ImageReader, Sample, check_samples, count_pixels
 from vocseg.data.labels import VOID
 from vocseg.data.lists import find_images, first_images
 from vocseg.data.masks import MaskReader
@@ -96,6 +98,9 @@ class SegmentationDataModule(L.LightningDataModule):
     Raises:
         VocsegError: a setting or a file is not usable; the message says how to mend it.
     """
+
+    has_default_classes = False
+    """Whether the class names are a default that neither the user nor a file of the data gave."""
 
     def __init__(
         self,
@@ -183,18 +188,21 @@ class SegmentationDataModule(L.LightningDataModule):
             return
         roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
         check_only_resizes(self.eval_transforms)
+        checked: dict[str, list[CheckedSample]] = {}
         for role in roles:
             if role in self.datasets:
                 continue
             samples = self.used_samples(role)
             arrays: list[tuple[np.ndarray, np.ndarray]] = []
             if self.in_memory or self.trainer is None or self.trainer.local_rank == 0:
-                checked = check_samples(samples, self.mask_reader, self.image_reader, keep=self.in_memory)
-                arrays = [sample.arrays for sample in checked if sample.arrays is not None]
+                checked[role] = check_samples(samples, self.mask_reader, self.image_reader, keep=self.in_memory)
+                arrays = [sample.arrays for sample in checked[role] if sample.arrays is not None]
             pipeline = self._pipeline("train" if role == "train" else "eval")
             self.datasets[role] = SegmentationDataset(
                 samples, pipeline, role != "train", arrays, self.mask_reader, self.image_reader
             )
+        for note in check_labels(checked, self.mask_reader, default_classes=self.has_default_classes):
+            rank_zero_info(note)
 
     @property
     def is_predicting(self) -> bool:
