@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         UNetEncoder,
     )
     from vocseg.data.base import SegmentationDataModule
+    from vocseg.data.folder import FolderDataModule
     from vocseg.data.synthetic import SyntheticDataModule
     from vocseg.data.voc import VOCDataModule
     from vocseg.decoders import (
@@ -41,6 +42,7 @@ __all__ = [
     "Decoder",
     "DeconvDecoder",
     "FocalLoss",
+    "FolderDataModule",
     "ListedUNetDecoder",
     "ListedUNetEncoder",
     "MobileNetV2",
@@ -63,6 +65,7 @@ __all__ = [
 _MODULES = {
     "vocseg.backbones": ("Backbone", "ListedUNetEncoder", "MobileNetV2", "ResNet", "StridedEncoder", "UNetEncoder"),
     "vocseg.data.base": ("SegmentationDataModule",),
+    "vocseg.data.folder": ("FolderDataModule",),
     "vocseg.data.synthetic": ("SyntheticDataModule",),
     "vocseg.data.voc": ("VOCDataModule",),
     "vocseg.decoders": (

@@ -50,16 +50,16 @@ def find_files(folder: Path, recursive: bool = True) -> list[Path]:
     return sorted(files)
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
     """Tells whether a file's ending is that of an image, in any case."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return path.suffix.lower() in suffixes
 
 
-def index_images(folder: Path) -> Index:
+def index_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Index:
     """Lists the images below a folder by their relative path without the ending."""
     index: Index = {}
     for file in find_files(folder):
-        if is_image(file):
+        if is_image(file, suffixes):
             index.setdefault(_key(file.relative_to(folder).with_suffix("").as_posix()), []).append(file)
     return index
 
@@ -75,21 +75,21 @@ def pair_samples(images: Index, masks: Index, where: str) -> list[Sample]:
     Raises:
         VocsegError: an image has no mask, a mask has no image, there are several files of one key, or no pair at all.
     """
+    if not images:
+        raise VocsegError(f"{where}: no image found (looked for {', '.join(IMAGE_SUFFIXES)}).")
     problems = [
-        f"{len(orphans)} {kind} ({_first(orphans)})"
-        for kind, orphans in (
-            ("images without a mask", sorted(images.keys() - masks.keys())),
-            ("masks without an image", sorted(masks.keys() - images.keys())),
+        f"{len(keys)} {kind} ({_first(index[key][0].name for key in sorted(keys))})"
+        for kind, index, keys in (
+            ("images without a mask", images, images.keys() - masks.keys()),
+            ("masks without an image", masks, masks.keys() - images.keys()),
         )
-        if orphans
+        if keys
     ]
     if problems:
         raise VocsegError(
-            f"{where}: {' and '.join(problems)}. An image and its mask need the same name, apart from the ending. "
-            "Rename these files, or move them out of the folder."
+            f"{where}: {' and '.join(problems)}. An image and its mask need the same name, apart from the ending and a "
+            "word such as _mask. Rename these files, or move them out of the folder."
         )
-    if not images:
-        raise VocsegError(f"{where}: no image found (looked for {', '.join(IMAGE_SUFFIXES)}).")
     return [Sample(_only(images[key]), _only(masks[key]), key) for key in sorted(images)]
 
 
@@ -119,7 +119,7 @@ def find_tree(root: Path, year: str, mask_folders: Sequence[str] = ()) -> Path |
     for candidate in candidate_trees(root, year):
         if (candidate / "ImageSets" / "Segmentation").is_dir() or _has_samples(candidate, folders):
             return candidate
-    for level in _levels_below(root):
+    for level in levels_below(root):
         found = {
             candidate.resolve(): candidate
             for folder in level
@@ -138,7 +138,7 @@ def find_tree(root: Path, year: str, mask_folders: Sequence[str] = ()) -> Path |
 
 def find_years(root: Path) -> list[str]:
     """Returns the years of the VOC trees at most two levels below ``root``, sorted."""
-    folders = [root, *(folder for level in _levels_below(root) for folder in level)]
+    folders = [root, *(folder for level in levels_below(root) for folder in level)]
     trees = [folder for folder in folders if _has_samples(folder, (MASKS,))]
     return sorted({year for year in (_year_of(tree, root.parent) for tree in trees) if year})
 
@@ -356,7 +356,7 @@ def _find(index: Index, name: str, same_ending: bool) -> Path | None:
 def _only(files: Sequence[Path]) -> Path:
     if len(files) > 1:
         names = " and ".join(file.name for file in files)
-        raise VocsegError(f"{files[0].parent} has {names}, which differ only in their endings. Move one of them away.")
+        raise VocsegError(f"{files[0].parent} has {names}, which have the same name without endings. Move one away.")
     return files[0]
 
 
@@ -409,7 +409,7 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _levels_below(root: Path) -> list[list[Path]]:
+def levels_below(root: Path) -> list[list[Path]]:
     """The folders in ``root``, and the folders in these."""
     first = _children(root)
     return [first, [child for folder in first for child in _children(folder)]]
