@@ -178,3 +178,9 @@ def test_mistakes_are_explained_in_words(vocseg, words, message):
     assert (status, out) == (1, "")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_of_fewer_training_images_only_these_are_inspected(vocseg, tree):
+    status, out, _ = vocseg("inspect", "--data.root", tree(15), "--data.train_images", "3")
+    assert (status, row(out, "train")[1], row(out, "val")[1]) == (0, "3", "4")
+    assert "no pixel of 19 of 21 classes" in out

@@ -122,7 +122,7 @@ def inspect_data(datamodule: SegmentationDataModule) -> Findings:
     notes: list[str] = []
     for role in ("train", "val", "test"):
         try:
-            samples = datamodule.samples(role)
+            samples = datamodule.used_samples(role)
         except VocsegError as error:
             (notes if role == "test" else errors).append(str(error))
             continue
