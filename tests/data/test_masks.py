@@ -1,5 +1,6 @@
 """Mask files of every kind that annotation tools write become the right labels, or an error that names a setting."""
 
+import json
 import logging
 import pickle
 import struct
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vocseg import VocsegError
+from vocseg.data.base import SegmentationDataModule
 from vocseg.data.datasets import SegmentationDataset
 from vocseg.data.files import ImageReader, Sample, check_samples, count_pixels, read_sample
 from vocseg.data.labels import VOC_CLASSES, VOC_PALETTE, VOID
@@ -363,6 +365,17 @@ def test_other_masks_are_refused_with_the_file_and_a_setting(tmp_path, case):
 def test_settings_are_checked(settings, message):
     with pytest.raises(VocsegError, match=message):
         reader(**settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reader_of_a_past_run_is_that_of_its_settings(tmp_path, kind):
+    write, settings, expected = KINDS[kind]
+    write(tmp_path / "mask.png")
+    names = settings.get("names", NAMES)
+    data = SegmentationDataModule(names, **{name: value for name, value in settings.items() if name != "names"})
+    stored = json.loads(json.dumps(dict(data.hparams)))
+    assert MaskReader.of_data(stored, names).read(tmp_path / "mask.png").tolist() == expected.tolist()
+    assert data.mask_reader.read(tmp_path / "mask.png").tolist() == expected.tolist()
 
 
 def test_a_class_may_be_called_void():
