@@ -33,7 +33,7 @@ def test_the_experiments_it_names_exist():
 
 def test_its_transforms_are_valid():
     _, block = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert len(VOCDataModule(**yaml.safe_load(block)["data"]).train_transforms) == 3
+    assert len(VOCDataModule("nowhere", **yaml.safe_load(block)["data"]).train_transforms) == 3
 
 
 def test_its_second_config_goes_on_top_of_an_experiment(tmp_path, monkeypatch):

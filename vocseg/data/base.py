@@ -157,7 +157,7 @@ class SegmentationDataModule(L.LightningDataModule):
                 "split_seed": split_seed,
                 "labels": None if labels is None else dict(labels),
                 "colours": None if colours is None else {name: list(colour) for name, colour in colours.items()},
-                "ignore_classes": list(ignore_classes or ()),
+                "ignore_classes": ignore_classes,
                 "bit_depth": bit_depth,
                 "exif_rotation": exif_rotation,
             }
