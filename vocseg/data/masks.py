@@ -68,7 +68,7 @@ class MaskReader:
         class_names: Sequence[str],
         labels: Mapping[int, str | int] | None = None,
         colours: Mapping[str, Sequence[int]] | None = None,
-        ignore_classes: Iterable[str] = (),
+        ignore_classes: Iterable[str] | None = None,
         exif_rotation: bool = True,
     ) -> "MaskReader":
         """Builds a reader from the settings of a data module.
@@ -92,20 +92,8 @@ class MaskReader:
             red, green, blue = (int(part) for part in colour)
             if by_colour.setdefault((red, green, blue), label) != label:
                 raise VocsegError(f"colours: two classes have the colour [{red}, {green}, {blue}].")
-        ignored = frozenset(_label(name, class_names, "ignore_classes") for name in ignore_classes) - {VOID}
+        ignored = frozenset(_label(name, class_names, "ignore_classes") for name in ignore_classes or ()) - {VOID}
         return cls(tuple(class_names), by_value, by_colour, ignored, exif_rotation=exif_rotation)
-
-    @classmethod
-    def of_data(cls, settings: Mapping[str, Any], class_names: Sequence[str]) -> "MaskReader":
-        """Builds the reader that a data module had.
-
-        Args:
-            settings: the data module's hyperparameters, as checkpoints and test scores hold them.
-            class_names: one name per label.
-        """
-        names = ("labels", "colours", "ignore_classes", "exif_rotation")
-        given = {name: settings[name] for name in names if settings.get(name) is not None}
-        return cls.from_settings(class_names, **given)
 
     def read(self, path: Path) -> np.ndarray:
         """Reads a mask file as labels, uint8 [H, W]: 0 to C - 1, and 255 for void.
