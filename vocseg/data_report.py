@@ -318,7 +318,7 @@ def _samples(datamodule: SegmentationDataModule, findings: Findings) -> list[str
         labels = np.array(Image.fromarray(mask).resize(shown, Image.Resampling.NEAREST))
         classes = ", ".join(names[label] for label in np.flatnonzero(found.counts).tolist())
         body.append(
-            f'<span style="display: inline-block">{pages.picture(drawn, f"{role}: {sample.image.name}", "JPEG")}'
+            f'<span style="display: inline-block">{pages.picture(drawn, f"{role}: {sample.name or sample.image.name}", "JPEG")}'
             f"{pages.picture(coloured(labels), classes)}</span>"
         )
     return body
