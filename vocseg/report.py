@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from vocseg import pages
-from vocseg.data.files import read_image, read_mask
+from vocseg.data.files import ImageReader, Sample, read_mask, read_sample
+from vocseg.data.masks import MaskReader
 from vocseg.errors import VocsegError
 from vocseg.metrics import ConfusionMatrices, bootstrap_interval, iou_of, scores_of
 from vocseg.plots import (
@@ -153,6 +154,7 @@ def _examples(run: Run, matrices: ConfusionMatrices, pictures: Pictures, prefix:
     samples = run.scores["test"].summary.get("samples")
     if not samples:  # a committed record does not name the files of the machine that it was made on
         return []
+    masks, images = _readers(run)
     miou = matrices.miou_per_image()
     # an image that is all void comes last
     order = sorted(range(len(matrices)), key=lambda index: -1.0 if miou[index] != miou[index] else miou[index])[::-1]
@@ -163,8 +165,11 @@ def _examples(run: Run, matrices: ConfusionMatrices, pictures: Pictures, prefix:
             try:
                 sample = samples[index]
                 name = sample.get("name") or Path(sample["image"]).stem  # runs of vocseg 0.1.0 have no name
-                prediction = read_mask(run.folder.test_masks / f"{name}.png")
-                image, truth = read_image(Path(sample["image"])), read_mask(Path(sample["mask"]))
+                image, truth = read_sample(Sample(Path(sample["image"]), Path(sample["mask"])), masks, images)
+                path = run.folder.test_masks / f"{name}.png"
+                prediction = read_mask(path)
+                if prediction.shape != truth.shape:
+                    raise VocsegError(f"{path} has not the size of {sample['mask']}: it is of another image")
             except (VocsegError, IndexError, KeyError) as error:
                 problems.append(f"{run.name}: a test image cannot be shown: {error}")
                 continue
@@ -177,6 +182,16 @@ def _examples(run: Run, matrices: ConfusionMatrices, pictures: Pictures, prefix:
             pictures[f"{prefix}_{title.lower()}.png"] = drawn
             body += [f"<h3>{title} test images</h3>", pages.picture(drawn, f"mIoU: {', '.join(captions)}")]
     return body
+
+
+def _readers(run: Run) -> tuple[MaskReader, ImageReader]:
+    """Readers with the settings of the data that the run was tested on."""
+    data = run.scores["test"].summary.get("data")
+    names = ("labels", "colours", "ignore_classes", "exif_rotation")
+    if not isinstance(data, dict) or not {*names, "bit_depth"} <= data.keys():  # vocseg 0.1.0, or a user's data module
+        return MaskReader(run.class_names), ImageReader()
+    masks = MaskReader.from_settings(run.class_names, **{name: data[name] for name in names})
+    return masks, ImageReader(data["bit_depth"], data["exif_rotation"])
 
 
 def _iou(run: Run) -> list[float]:

@@ -1,6 +1,5 @@
 """Writers of predictions: palette PNG files, overlays, probabilities, and a page that shows them all."""
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from vocseg.callbacks.base import (
     run_folder_of,
     test_samples_of,
 )
-from vocseg.data.files import read_image
+from vocseg.data.files import ImageReader
+from vocseg.data.lists import expand
 from vocseg.errors import VocsegError
 from vocseg.metrics import all_gather_objects
 from vocseg.plots import legend_of, overlay
@@ -75,6 +75,7 @@ class PredictionWriter(BasePredictionWriter):
         paths = getattr(getattr(data, "datasets", {}).get("predict"), "paths", None)
         if paths is None:
             raise VocsegError("PredictionWriter needs a data module with images to predict, such as VOCDataModule.")
+        self._images = getattr(data, "image_reader", None) or ImageReader()
         self._names = unique_names(_relative_names(paths, getattr(data, "predict_path", None)))
         advice = "Name another folder: --predictions.output_dir"
         self._owned = OwnedFolder(self.folder, "predict", advice, getattr(trainer, "global_rank", 0))
@@ -133,7 +134,7 @@ class PredictionWriter(BasePredictionWriter):
             )
         if not (self.overlays or self.contact_sheet):
             return
-        mixed = overlay(read_image(Path(path)), labels)
+        mixed = overlay(self._images.read(Path(path)), labels)
         if self.overlays:
             picture = Image.fromarray(mixed)
             self._owned.write(files["overlay"], lambda file: picture.save(file, format="JPEG", quality=92))
@@ -187,18 +188,18 @@ class TestMasks(L.Callback):
 
 
 def _relative_names(paths: Iterable[Path], given: Any) -> list[tuple[str, Path]]:
-    """Pairs of a name and a path: below a given folder, or the folder of a given list, ``one/photo``; else ``photo``.
+    """Pairs of a name and a path: ``one/photo`` below a given folder or in a list; ``photo`` for all other images.
 
     Args:
         paths: of the images.
         given: what was to be predicted: a path or a glob pattern, or a list of them.
     """
     folders = []
-    for entry in [given] if isinstance(given, str | Path) else given or []:
-        path = Path(os.path.expandvars(entry)).expanduser()
-        folders.append(path.parent if path.is_file() else path)
+    for path in map(expand, [given] if isinstance(given, str | Path) else given or []):
+        folders += [path.parent, *[Path()] * (path.suffix.lower() == ".txt")] if path.is_file() else [path]
     names = []
     for path in paths:
         folder = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
-        names.append((path.relative_to(folder).with_name(path.stem).as_posix(), path))
+        name = path.relative_to(folder).with_name(path.stem)
+        names.append((path.stem if ".." in name.parts else name.as_posix(), path))
     return names
