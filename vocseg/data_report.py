@@ -317,10 +317,9 @@ def _samples(datamodule: SegmentationDataModule, findings: Findings) -> list[str
         drawn = np.array(Image.fromarray(image).resize(shown, Image.Resampling.BOX))
         labels = np.array(Image.fromarray(mask).resize(shown, Image.Resampling.NEAREST))
         classes = ", ".join(names[label] for label in np.flatnonzero(found.counts).tolist())
-        body.append(
-            f'<span style="display: inline-block">{pages.picture(drawn, f"{role}: {sample.name or sample.image.name}", "JPEG")}'
-            f"{pages.picture(coloured(labels), classes)}</span>"
-        )
+        name = f"{role}: {sample.name or sample.image.name}"
+        figures = pages.picture(drawn, name, "JPEG") + pages.picture(coloured(labels), classes)
+        body.append(f'<span style="display: inline-block">{figures}</span>')
     return body
 
 
