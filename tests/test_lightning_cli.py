@@ -219,8 +219,8 @@ def test_segment_does_what_predict_does(run, voc_root, vocseg, tmp_path):
             assert np.array_equal(labels, expected)
         assert task.segment(np.array(image.convert("L"))).shape == expected.shape
     assert task.training  # the mode it had
-    with pytest.raises(VocsegError, match=r"got float64 \[3, 4\]"):
-        task.segment(np.zeros((3, 4)))
+    with pytest.raises(VocsegError, match=r"got uint8 \[3, 4, 5\]"):
+        task.segment(np.zeros((3, 4, 5), dtype=np.uint8))
     with pytest.raises(VocsegError, match="does not exist"):
         task.segment("nowhere.jpg")
 

@@ -1,8 +1,12 @@
 """How samplers divide the samples among processes. The contents of batches are tested in test_voc.py."""
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from vocseg.data.datasets import EpochSampler
+from vocseg import VOCDataModule
+from vocseg.data.datasets import EpochSampler, collate
+from vocseg.data.synthetic import SYNTHETIC_CLASSES
 
 SAMPLES_AND_PROCESSES = [(12, 2), (13, 2), (3, 2), (1, 2), (5, 4), (2, 4)]
 
@@ -38,3 +42,45 @@ def test_batches_of_two_processes_together_are_those_of_one():
     assert [index for pair in zip(*both, strict=True) for index in pair] == single
     assert sorted(single) == list(range(12))
     assert single != indices_by_rank(12, 1, shuffle=True, epoch=4)[0]
+
+
+def passes(loader, number=3):
+    """What a loader gives in each pass: the order of the images, and a checksum of each image."""
+    return [
+        [(batch["index"].tolist(), round(float(batch["image"].sum()), 3)) for batch in loader] for _ in range(number)
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("loader", ["ours", "of the dataset, in order", "of the dataset, shuffled"])
+def test_a_plain_loop_draws_anew_in_every_pass_and_the_same_after_the_same_seed(loader, workers, voc_root):
+    def build():
+        torch.manual_seed(0)
+        data = VOCDataModule(
+            voc_root, class_names=SYNTHETIC_CLASSES, image_size=32, batch_size=4, num_workers=workers,
+            train_transforms="crop",
+        )  # fmt: skip
+        data.setup("fit")
+        if loader == "ours":
+            return data.train_dataloader()
+        return DataLoader(
+            data.datasets["train"], 4, shuffle=loader.endswith("shuffled"), num_workers=workers, collate_fn=collate
+        )
+
+    first, again = passes(build()), passes(build())
+    assert first == again
+    sums = [[total for _, total in each] for each in first]
+    orders = [[indices for indices, _ in each] for each in first]
+    assert len({tuple(each) for each in sums}) == 3
+    assert (orders[0] == orders[1]) == loader.endswith("in order")
+    assert all(sorted(index for batch in each for index in batch)[:8] for each in orders)
+
+
+def test_the_same_epoch_gives_the_same_pass():
+    sampler = EpochSampler(range(10), 0, shuffle=True)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] != orders[1]
+    assert list(EpochSampler(range(10), 0, shuffle=True)) == orders[0]  # the first pass is epoch 0

@@ -14,7 +14,7 @@ import cv2  # albumentations' own dependency
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from vocseg.data.files import ImageReader, Sample, read_sample
 from vocseg.data.labels import VOID
@@ -28,7 +28,8 @@ class SegmentationDataset(Dataset):
 
     An item is ``{"image": float32 [3, h, w], "mask": int64 [h, w], "index": int}``. With ``evaluates`` it also has
     ``original_mask`` (uint8 [H, W], labels in the file's size) and ``input_size`` (h, w). The index None, with which
-    samplers pad, gives an empty item, which ``collate`` leaves out. An index without an epoch means epoch 0.
+    samplers pad, gives an empty item, which ``collate`` leaves out. An index without an epoch, from a loader of the
+    user's own, makes new random draws whenever it comes again.
 
     Args:
         samples: the image and mask files.
@@ -52,6 +53,7 @@ class SegmentationDataset(Dataset):
         images: ImageReader | None = None,
     ) -> None:
         self.samples, self.pipeline, self.evaluates, self.arrays = samples, pipeline, evaluates, arrays
+        self._times_read: dict[int, int] = {}
         self.masks = masks or MaskReader([f"class {label}" for label in range(pipeline.num_classes)])
         self.images = images or ImageReader()
 
@@ -59,7 +61,7 @@ class SegmentationDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int | None]) -> dict[str, Any]:
-        epoch, index = (0, key) if isinstance(key, int) else key
+        epoch, index = key if isinstance(key, tuple) else (self._next_epoch(int(key)), int(key))
         if index is None:
             return {}
         image, mask = self.stored(index)
@@ -69,6 +71,13 @@ class SegmentationDataset(Dataset):
         if self.evaluates:
             item.update(original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
         return item
+
+    def _next_epoch(self, index: int) -> int:
+        """A number that differs each time that an index is read, and follows from torch's seed and the loader."""
+        times = self._times_read.get(index, 0)
+        self._times_read[index] = times + 1
+        worker = get_worker_info()  # a worker process forgets the count, but gets another seed in each epoch
+        return times if worker is None else times + worker.seed - worker.id
 
     def stored(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The image, RGB uint8 [H, W, 3], and the labels, uint8 [H, W], of a sample before the transforms."""
@@ -112,7 +121,9 @@ class PredictionDataset(Dataset):
 
 
 class EpochSampler(DistributedSampler):
-    """Yields the ``(epoch, index)`` keys of one process. Lightning calls ``set_epoch`` before each epoch.
+    """Yields the ``(epoch, index)`` keys of one process.
+
+    Lightning calls ``set_epoch`` before each epoch. Where nobody does, each pass over the training samples is an epoch.
 
     The base class is ``DistributedSampler`` because Lightning replaces any other sampler with one that repeats samples.
     All processes yield equally many keys. In evaluation no sample is repeated: shorter processes are padded with
@@ -131,13 +142,22 @@ class EpochSampler(DistributedSampler):
     def __init__(self, dataset: Dataset, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self.start = 0
+        self._epoch_used = False
         self._dataset_size = len(dataset)  # type: ignore[arg-type]  # torch's Dataset declares no __len__
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next pass."""
+        super().set_epoch(epoch)
+        self._epoch_used = False
 
     def __len__(self) -> int:
         keys = self._dataset_size / self.num_replicas
         return max(math.floor(keys), 1) if self.shuffle else math.ceil(keys)
 
     def __iter__(self) -> Iterator[tuple[int, int | None]]:
+        if self._epoch_used and self.shuffle:
+            self.epoch += 1
+        self._epoch_used = True
         order = np.arange(self._dataset_size)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
