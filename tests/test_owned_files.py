@@ -158,6 +158,15 @@ def test_test_refuses_files_of_others_in_the_checkpoints_folder(file, trained, v
     assert len([path for path in project.rglob("*") if path.suffix in (".json", ".png", ".npz")]) == 1
 
 
+def test_a_resumed_fit_refuses_metrics_of_others(trained, fit_flags, vocseg, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(trained / "checkpoints", project / "checkpoints")
+    write_text(project / "metrics.csv", "date,score\n")
+    checkpoint = ["--ckpt_path", project / "checkpoints" / "last.ckpt"]
+    assert_refused(vocseg(*fit_flags, *checkpoint), "project/metrics.csv", "Move it away")
+    assert (project / "metrics.csv").read_text() == "date,score\n"
+
+
 def test_a_second_test_deletes_only_its_own_masks(trained, vocseg, tmp_path):
     run = shutil.copytree(trained, tmp_path / "lightning_logs" / "x" / "version_0")
     words = ["test", "--ckpt_path", run / "checkpoints" / "best.ckpt", *QUIET]

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 
 from vocseg.callbacks.base import run_folder_of
+from vocseg.errors import VocsegError
 from vocseg.run_folder import Line, write_lines
 
 
@@ -31,6 +32,21 @@ class MetricsCSV(L.Callback):
         self.lines = list(state_dict["lines"])
         self._rates = dict(state_dict.get("rates", {}))
         self._started = time.monotonic() - state_dict.get("seconds", 0.0)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses to replace a file of another origin: a checkpoint may lie in a folder of the user's.
+
+        Raises:
+            VocsegError: the run's folder has a ``metrics.csv`` with other columns.
+        """
+        folder = run_folder_of(trainer)
+        if folder is not None and folder.metrics.is_file():
+            text = folder.metrics.read_text(encoding="utf-8", errors="replace")
+            if not text.startswith("epoch,step,"):
+                raise VocsegError(
+                    f"{folder.metrics} is not of a vocseg run, and is not replaced. Move it away, or move the "
+                    "checkpoint into another folder: <folder>/checkpoints"
+                )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock; not called where an epoch is resumed in the middle."""
