@@ -33,16 +33,16 @@ class SavesInitArgs:
         signature = inspect.signature(cls.__init__)
         bound = signature.bind_partial(self, *args, **kwargs)
         bound.apply_defaults()
-        arguments = {}
+        arguments: dict[str, Any] = {}
+        self.__dict__["_init_args"] = arguments
         for name, value in list(bound.arguments.items())[1:]:
             kind = signature.parameters[name].kind
-            if kind is inspect.Parameter.VAR_POSITIONAL and value:
-                return self  # positional arguments of unknown names cannot be saved by name
-            if kind is inspect.Parameter.VAR_KEYWORD:
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                self.__dict__["_has_unnamed_args"] = bool(value)
+            elif kind is inspect.Parameter.VAR_KEYWORD:
                 arguments.update(value)
-            elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            else:
                 arguments[name] = value
-        self.__dict__["_init_args"] = arguments
         return self
 
 
@@ -70,7 +70,8 @@ def to_config(component: Any, *, skip: int = 0) -> Config | None:
     elif isinstance(component, type):
         made_by, init_args = component, {}
     else:
-        made_by, init_args = type(component), getattr(component, "__dict__", {}).get("_init_args")
+        made_by, saved = type(component), getattr(component, "__dict__", {})
+        init_args = None if saved.get("_has_unnamed_args") else saved.get("_init_args")
         takes_no_arguments = len(inspect.signature(made_by.__init__).parameters) == 1
         if init_args is None and isinstance(component, nn.Module) and takes_no_arguments:
             init_args = {}
@@ -79,10 +80,10 @@ def to_config(component: Any, *, skip: int = 0) -> Config | None:
         return {"unrecorded": class_path}
     leading = list(inspect.signature(made_by.__init__).parameters)[1 : 1 + skip]
     try:
-        plain = {name: _plain(value) for name, value in init_args.items() if name not in leading}
+        settings = {name: plain(value) for name, value in init_args.items() if name not in leading}
     except TypeError:
         return {"unrecorded": class_path}
-    return {"class_path": class_path, "init_args": plain}
+    return {"class_path": class_path, "init_args": settings}
 
 
 def class_path_of(made_by: Any) -> str:
@@ -159,16 +160,16 @@ def _build_nested(value: Any, role: str, base: type | tuple[type, ...]) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` in the types that YAML and safe loading know; raises TypeError where that is impossible."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     config = to_config(value)
     if config is None or "unrecorded" in config:
         raise TypeError(f"{value!r} cannot be described by plain values")

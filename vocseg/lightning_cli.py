@@ -18,7 +18,7 @@ import lightning as L
 import yaml
 from jsonargparse import ActionConfigFile
 from jsonargparse.typing import NonNegativeInt
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -92,6 +92,11 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         if ours is None:
             raise
         raise ours from None
+    except ModuleNotFoundError as error:  # of a logger or callback that the config names
+        raise VocsegError(
+            f"{' '.join(str(error).split())}. It is not part of vocseg: install it, or leave out what needs it "
+            "(--trainer.logger, --trainer.callbacks)."
+        ) from error
     except SIGTERMException:
         raise SystemExit(128 + signal.SIGTERM) from None
 
@@ -263,7 +268,8 @@ class VocsegCLI(LightningCLI):
         init = self.config_init[self.subcommand]
         settings = init["trainer"]
         callbacks = [*_listed(settings.callbacks), ResultTable(), TestMasks()]
-        if settings.enable_progress_bar is None and not sys.stdout.isatty():
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if settings.enable_progress_bar is None and not sys.stdout.isatty() and not has_bar:
             kwargs["enable_progress_bar"] = False  # a file or a pipe would fill with control characters
             callbacks.append(LineProgress())
         if settings.logger is None or settings.logger is True:

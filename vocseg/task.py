@@ -1,5 +1,6 @@
 """SegmentationTask: training, validation, test and prediction of any backbone with any decoder."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -15,14 +16,15 @@ from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
 from vocseg.checkpoints import with_current_keys, written_by_vocseg
-from vocseg.components import class_path_of, factory_from_config, from_config, to_config
-from vocseg.data.labels import VOC_CLASSES
+from vocseg.components import SavesInitArgs, class_path_of, factory_from_config, from_config, plain, to_config
+from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.errors import VocsegError
 from vocseg.inference import batch_logits, label_map, preprocess, probability_map
 from vocseg.losses import CrossEntropy, inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
 from vocseg.network import SegmentationNetwork
 from vocseg.optimizers import (
+    Settings,
     apply_changed_settings,
     check_resumable,
     check_schedule_resumable,
@@ -36,7 +38,7 @@ DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
-class SegmentationTask(L.LightningModule):
+class SegmentationTask(SavesInitArgs, L.LightningModule):
     """Trains and scores a :class:`vocseg.network.SegmentationNetwork`.
 
     Checkpoints describe themselves: ``SegmentationTask.load_from_checkpoint(path)`` needs nothing else, as long as each
@@ -80,6 +82,7 @@ class SegmentationTask(L.LightningModule):
         self.class_names = list(class_names)
         self.save_hyperparameters(
             {
+                **_arguments_of_a_subclass(self),
                 "backbone": to_config(backbone),
                 "decoder": to_config(decoder, skip=3),
                 "class_names": self.class_names,
@@ -91,17 +94,21 @@ class SegmentationTask(L.LightningModule):
             }
         )
         # a checkpoint passes the configurations instead of the components
-        built: Any = from_config(backbone, "backbone", nn.Module)
+        built: Any = checked_backbone(from_config(backbone, "backbone", nn.Module))
         head = factory_from_config(decoder, "decoder", nn.Module)
-        if not isinstance(head, nn.Module):
-            head = head(list(built.channels), list(built.strides), len(self.class_names))
-        self.network = SegmentationNetwork(built, head, channels_last)
-        self.loss: Any = from_config(loss, "loss", nn.Module) or CrossEntropy()
+        sizes = (list(built.channels), list(built.strides), len(self.class_names))
+        self.network = SegmentationNetwork(built, head if isinstance(head, nn.Module) else head(*sizes), channels_last)
+        criterion: Any = from_config(loss, "loss", nn.Module) or CrossEntropy()
+        if not isinstance(criterion, nn.Module):
+            hint = f": give an object, {loss.__name__}(...)" if isinstance(loss, type) else ""
+            raise VocsegError(f"The loss must be a module (logits, mask) -> scalar; got {loss!r}{hint}.")
+        self.loss: Any = criterion
         self.optimizer = factory_from_config(optimizer, "optimizer", torch.optim.Optimizer) or default_optimizer
         self.schedule = _schedule_from_config(schedule)
         self.backbone_lr = backbone_lr
-        if hasattr(self.loss, "prepare"):
-            self.loss.prepare(len(self.class_names))
+        prepare = getattr(criterion, "prepare", None)
+        if prepare is not None:
+            prepare(len(self.class_names))
         self.train_loss = MeanMetric()
         self.metrics = nn.ModuleDict({stage: SegmentationMetric(len(self.class_names)) for stage in ("val", "test")})
         self.results: dict[str, Result] = {}
@@ -119,6 +126,24 @@ class SegmentationTask(L.LightningModule):
     def decoder(self) -> nn.Module:
         """The network's decoder."""
         return self.network.decoder
+
+    @property
+    def lr(self) -> float:
+        """The optimizer's learning rate, of all groups that have no own; Lightning's LearningRateFinder sets it."""
+        return float(self.optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optimizer = partial(self.optimizer, lr=value)
+        if not self.trainer.optimizers:
+            return
+        optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        for group in optimizer.param_groups:
+            if group.get("name") != "backbone" or self.backbone_lr is None:
+                group["initial_lr"] = value
+        if "base_lrs" in scheduler.state_dict():
+            base = [group["initial_lr"] for group in optimizer.param_groups]
+            scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": base})
 
     @property
     def trained_steps(self) -> int:
@@ -166,7 +191,7 @@ class SegmentationTask(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch's loss, a float scalar."""
-        image, mask = _image_and_mask(batch)
+        image, mask = self._image_and_mask(batch, f"training batch {batch_idx}")
         loss = self.loss(self(image), mask)
         self.train_loss.update(loss.detach(), len(image))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
@@ -180,11 +205,11 @@ class SegmentationTask(L.LightningModule):
             Three lists with one entry per image: ``index`` (in the split's list), ``labels`` (int64 [H, W], at the
             size of its target) and ``logits`` (float32 [C, h, w], at the input's size).
         """
-        return self._evaluate(batch, "val")
+        return self._evaluate(batch, "val", f"validation batch {batch_idx}")
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
         """Adds a batch to the test metric; returns what :meth:`validation_step` does."""
-        return self._evaluate(batch, "test")
+        return self._evaluate(batch, "test", f"test batch {batch_idx}")
 
     def on_validation_epoch_start(self) -> None:
         """Resets the validation metric: an earlier validation may have been interrupted."""
@@ -331,8 +356,25 @@ class SegmentationTask(L.LightningModule):
             )
         self.loss.class_weights.copy_(inverse_frequency(counts))
 
-    def _evaluate(self, batch: Any, stage: str) -> dict[str, list[Any]]:
-        image, mask = _image_and_mask(batch)
+    def _image_and_mask(self, batch: Any, name: str) -> tuple[Tensor, Tensor]:
+        """Image and mask of a batch; labels of data that is not vocseg's are checked here.
+
+        Raises:
+            VocsegError: a label that is neither a class nor 255.
+        """
+        image, mask = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
+        mask = mask.long()
+        if not (isinstance(batch, dict) and "index" in batch):
+            unexpected = mask[(mask != VOID) & ((mask < 0) | (mask >= len(self.class_names)))]
+            if len(unexpected):
+                raise VocsegError(
+                    f"The masks of {name} have the label {int(unexpected[0])}, but there are {len(self.class_names)} "
+                    f"classes (0 to {len(self.class_names) - 1}, and {VOID} for void)."
+                )
+        return image, mask
+
+    def _evaluate(self, batch: Any, stage: str, name: str) -> dict[str, list[Any]]:
+        image, mask = self._image_and_mask(batch, name)
         extras: Mapping[str, Any] = batch if isinstance(batch, dict) else {}
         metric = self._metric(stage)
         targets = extras.get("original_mask", mask)
@@ -374,7 +416,43 @@ class SegmentationTask(L.LightningModule):
         return cast(SegmentationMetric, self.metrics[stage])
 
 
+def _arguments_of_a_subclass(task: SegmentationTask) -> Settings:
+    """The arguments that only a subclass's constructor has, for its checkpoints."""
+    arguments = task.__dict__.pop("_init_args", {})
+    ours = inspect.signature(SegmentationTask.__init__).parameters
+    settings: Settings = {}
+    for name in [name for name in arguments if name not in ours]:
+        try:
+            settings[name] = plain(arguments[name])
+        except TypeError:
+            rank_zero_info(
+                f"Checkpoints cannot hold the argument {name} of {type(task).__name__}: pass it again, "
+                f"{type(task).__name__}.load_from_checkpoint(path, {name}=...)."
+            )
+    return settings
+
+
+def checked_backbone(backbone: Any) -> Any:
+    """The backbone, if it keeps the contract.
+
+    Raises:
+        VocsegError: it lacks ``channels`` or ``strides``, as a network for classification does.
+    """
+    if not isinstance(backbone, nn.Module):
+        raise VocsegError(f"The backbone must be a module; got {backbone!r}.")
+    missing = [name for name in ("channels", "strides") if not hasattr(backbone, name)]
+    if missing:
+        raise VocsegError(
+            f"The backbone {type(backbone).__name__} has no {' and no '.join(missing)}. A backbone returns a list of "
+            "features, shallow to deep, and has one entry per feature in channels and in strides (timm: features_only, "
+            "with feature_info.channels() and .reduction()). Wrap the network in a module that does."
+        )
+    return backbone
+
+
 def _schedule_from_config(schedule: Any) -> Schedule | Callable:
+    if isinstance(schedule, str):
+        raise VocsegError(f"The schedule must be an object: Schedule({schedule!r}) for the word {schedule!r}.")
     if not isinstance(schedule, Mapping):
         return Schedule() if schedule is None else schedule
     factory = factory_from_config(schedule, "schedule", (Schedule, LRScheduler, ReduceLROnPlateau))
@@ -383,11 +461,6 @@ def _schedule_from_config(schedule: Any) -> Schedule | Callable:
 
 def _datamodule(trainer: L.Trainer) -> L.LightningDataModule | None:
     return getattr(trainer, "datamodule", None)  # which Lightning sets without declaring it
-
-
-def _image_and_mask(batch: Any) -> tuple[Tensor, Tensor]:
-    image, mask = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
-    return image, mask.long()
 
 
 def _some(names: Sequence[str]) -> str:
