@@ -164,8 +164,10 @@ def write_tree(root, **splits):
 def test_setup_checks_the_splits_of_its_stage(tmp_path):
     own = {"train": [{0: 50, 1: 25, 2: 25}], "val": [{0: 100}], "test": [{255: 100}]}
     root = write_tree(tmp_path, **own)
-    with pytest.raises(VocsegError, match=r"--data.class_names \"\[background, ...\]\", 3 names"):
-        VOCDataModule(str(root)).setup("fit")
+    unnamed = VOCDataModule(str(root))
+    for _ in range(2):  # not only the first time
+        with pytest.raises(VocsegError, match=r"--data.class_names \"\[background, ...\]\", 3 names"):
+            unnamed.setup("fit")
     named = VOCDataModule(str(root), class_names=THREE)
     named.setup("fit")
     with pytest.raises(VocsegError, match="The test masks are all void"):

@@ -188,6 +188,7 @@ class SegmentationDataModule(L.LightningDataModule):
             return
         roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]
         check_only_resizes(self.eval_transforms)
+        datasets: dict[str, SegmentationDataset] = {}
         checked: dict[str, list[CheckedSample]] = {}
         for role in roles:
             if role in self.datasets:
@@ -198,11 +199,12 @@ class SegmentationDataModule(L.LightningDataModule):
                 checked[role] = check_samples(samples, self.mask_reader, self.image_reader, keep=self.in_memory)
                 arrays = [sample.arrays for sample in checked[role] if sample.arrays is not None]
             pipeline = self._pipeline("train" if role == "train" else "eval")
-            self.datasets[role] = SegmentationDataset(
+            datasets[role] = SegmentationDataset(
                 samples, pipeline, role != "train", arrays, self.mask_reader, self.image_reader
             )
         for note in check_labels(checked, self.mask_reader, default_classes=self.has_default_classes):
-            rank_zero_info(note)
+            rank_zero_info(f"Note: {note}")
+        self.datasets.update(datasets)  # only now: data that the checks refuse is refused again
 
     @property
     def is_predicting(self) -> bool:
