@@ -204,14 +204,14 @@ def test_predicted_masks_score_what_test_says(run, voc_root, vocseg, tmp_path):
 
 
 def test_segment_does_what_predict_does(run, voc_root, vocseg, tmp_path):
-    image = voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages" / "test_0001.jpg"
+    path = voc_root / "VOCdevkit" / "VOC2007" / "JPEGImages" / "test_0001.jpg"
     checkpoint = run[1] / "checkpoints" / "best.ckpt"
     flags = ["--predictions.output_dir", "out", *QUIET]
-    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", image, *flags)[0] == 0
+    assert vocseg("predict", "--ckpt_path", checkpoint, "--data.predict_path", path, *flags)[0] == 0
     expected = np.array(Image.open(tmp_path / "out" / "test_0001.png"))
     task = SegmentationTask.load_from_checkpoint(checkpoint).train()
-    with Image.open(image) as image:
-        for given in (image, str(image), image, np.array(image)):
+    with Image.open(path) as image:
+        for given in (path, str(path), image, np.array(image)):
             labels = task.segment(given)
             assert (labels.dtype, labels.shape) == (np.uint8, expected.shape)
             assert np.array_equal(labels, expected)
