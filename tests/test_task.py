@@ -1,12 +1,16 @@
+import copy
+import pickle
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from vocseg import (
@@ -14,15 +18,15 @@ from vocseg import (
     DeconvDecoder,
     FocalLoss,
     ResNet,
+    Schedule,
     SegmentationTask,
     SkipDecoder,
     StridedEncoder,
     VOCDataModule,
     VocsegError,
 )
-from vocseg import task as task_module
-from vocseg.data.datasets import collate
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
+from vocseg.lightning_cli import run as run_command_line
 
 CLASSES = ["background", "a", "b"]
 
@@ -37,8 +41,8 @@ def trainer(tmp_path, **settings):
     return L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, **settings)
 
 
-def test_in_python_too_worker_processes_change_nothing(voc_root, tmp_path):
-    """Not even what a network draws itself: dropout."""
+def test_without_the_command_line_too_worker_processes_change_nothing(voc_root, tmp_path):
+    """Not even dropout, whose random state is that of the process."""
     trained = []
     for workers in (0, 2):
         L.seed_everything(0)
@@ -50,7 +54,7 @@ def test_in_python_too_worker_processes_change_nothing(voc_root, tmp_path):
 
 
 def tuples(count=6):
-    """A stranger's plain (image, mask) batches."""
+    """Plain (image, mask) batches, as any DataLoader gives them."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.randint(0, 3, (count, 20, 24), generator=generator)
     masks[0, :5] = 255
@@ -65,8 +69,8 @@ def test_plain_tuples_train_and_validate(tmp_path):
     assert len(task.results["val"].matrices) == 6
 
 
-def test_figures_are_taken_at_each_photographs_own_size(voc_root, tmp_path):
-    """Logits resized to the photograph, argmax, against the untouched mask: redone here by hand, image by image."""
+def test_scores_are_taken_at_each_images_own_size(voc_root, tmp_path):
+    """Logits resized to the image, argmax, against the untouched mask: repeated here by hand, image by image."""
     from PIL import Image
     from torch.nn import functional as F
 
@@ -95,18 +99,6 @@ def test_figures_are_taken_at_each_photographs_own_size(voc_root, tmp_path):
     assert result.loss == pytest.approx(loss / valid_pixels, rel=1e-5)
 
 
-def test_an_images_prediction_does_not_depend_on_its_batch():
-    task = small().eval()
-    images = [torch.rand(3, *size) for size in ((16, 24), (24, 16), (16, 24))]
-    batch = collate([{"image": image, "input_size": image.shape[-2:], "original_size": (30, 40)} for image in images])
-    together = task.predict_step(batch, 0)
-    for image, prediction in zip(images, together, strict=True):
-        (alone,) = task.predict_step({"image": image[None], "original_size": [(30, 40)]}, 0)
-        assert prediction.shape == (30, 40)
-        assert prediction.dtype == torch.uint8
-        assert torch.equal(prediction, alone)
-
-
 def test_all_void_batches_train_with_loss_zero(tmp_path):
     void = DataLoader(TensorDataset(torch.rand(2, 3, 8, 8), torch.full((2, 8, 8), 255)), batch_size=2)
     task = small()
@@ -117,7 +109,7 @@ def test_all_void_batches_train_with_loss_zero(tmp_path):
     assert all(parameter.isfinite().all() for parameter in task.parameters())
 
 
-def test_nothing_left_to_train_is_told(tmp_path):
+def test_a_task_without_trainable_parameters_is_refused(tmp_path):
     task = small(backbone=StridedEncoder(widths=(4, 8), freeze=True))
     for parameter in task.decoder.parameters():
         parameter.requires_grad = False
@@ -134,7 +126,7 @@ def test_checkpoints_of_other_classes_are_refused(tmp_path):
         run.validate(other, tuples(), ckpt_path=tmp_path / "c.ckpt")
 
 
-def test_pretrained_weights_are_needed_only_by_the_first_fit(tmp_path):
+def test_pretrained_weights_are_read_only_by_the_first_fit(tmp_path):
     source = ResNet(18)
     torch.save({**source.state_dict(), "fc.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     task = small(backbone=ResNet(18, weights=str(tmp_path / "weights.pth"), freeze=True))
@@ -146,14 +138,14 @@ def test_pretrained_weights_are_needed_only_by_the_first_fit(tmp_path):
     loaded = SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt")
     assert torch.equal(loaded.backbone.conv1.weight, source.conv1.weight)
     trainer(tmp_path, max_epochs=2).fit(loaded, tuples(), ckpt_path=tmp_path / "c.ckpt")  # resumes
-    anew = small(backbone=ResNet(18, weights=str(tmp_path / "weights.pth"), freeze=True))
-    trainer(tmp_path, max_epochs=2).fit(anew, tuples(), ckpt_path=tmp_path / "c.ckpt")  # as the command line does
-    assert torch.equal(anew.backbone.conv1.weight, source.conv1.weight)
+    new = small(backbone=ResNet(18, weights=str(tmp_path / "weights.pth"), freeze=True))
+    trainer(tmp_path, max_epochs=2).fit(new, tuples(), ckpt_path=tmp_path / "c.ckpt")  # as the command line does
+    assert torch.equal(new.backbone.conv1.weight, source.conv1.weight)
     trainer(tmp_path).fit(SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt"), tuples())  # fine-tunes
 
 
 class Counted(L.LightningDataModule):
-    """A stranger's data that says how often each class occurs; class a never does."""
+    """A data module of a user that says how often each class occurs; class a never does."""
 
     class_counts = torch.tensor([900, 0, 100])
 
@@ -162,7 +154,7 @@ class Counted(L.LightningDataModule):
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy("inverse_frequency"), FocalLoss(1.5, "inverse_frequency")])
-def test_class_weights_are_counted_once_and_travel_with_the_checkpoint(loss, tmp_path, caplog):
+def test_class_weights_are_counted_once_and_saved_in_the_checkpoint(loss, tmp_path, caplog):
     run = trainer(tmp_path)
     run.fit(small(loss=loss), datamodule=Counted())
     assert caplog.text.count("No pixel of the training split is a:") == 1
@@ -173,17 +165,17 @@ def test_class_weights_are_counted_once_and_travel_with_the_checkpoint(loss, tmp
     trainer(tmp_path, max_epochs=2).fit(loaded, tuples(), ckpt_path=tmp_path / "c.ckpt")  # needs no counts again
 
 
-def test_counted_weights_need_counts(tmp_path):
+def test_class_weights_by_frequency_need_class_counts(tmp_path):
     with pytest.raises(VocsegError, match="class_counts"):
         trainer(tmp_path).fit(small(loss=CrossEntropy("inverse_frequency")), tuples())
 
 
-def test_given_weights_must_fit_the_classes():
+def test_the_number_of_class_weights_must_be_the_number_of_classes():
     with pytest.raises(VocsegError, match="2 numbers for 3 classes"):
         small(loss=CrossEntropy([0.5, 0.5]))
 
 
-STRANGER = """
+USER_CODE = """
 from torch import nn
 
 class Plain(nn.Module):
@@ -208,22 +200,20 @@ def in_a_fresh_process(code, folder):
 
 
 @pytest.fixture
-def stranger(tmp_path, monkeypatch):
+def user_code(tmp_path, monkeypatch):
     """A module of the user's own, importable from tmp_path."""
-    (tmp_path / "stranger.py").write_text(STRANGER)
+    (tmp_path / "user_code.py").write_text(USER_CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    import stranger
+    import user_code
 
-    yield stranger
-    del sys.modules["stranger"]
+    yield user_code
+    del sys.modules["user_code"]
 
 
-def test_checkpoints_load_in_a_fresh_process_with_safe_loading(tmp_path, stranger):
-    """A stranger's backbone, a partial optimizer, our decoder: nothing is passed again."""
-    from functools import partial
-
+def test_checkpoints_load_in_a_fresh_process_with_safe_loading(tmp_path, user_code):
+    """A user's own backbone, a partial optimizer, our decoder: nothing is passed again."""
     task = SegmentationTask(
-        stranger.Bare(),
+        user_code.Bare(),
         partial(DeconvDecoder, activation="leaky_relu", widths=(4,)),
         CLASSES,
         optimizer=partial(torch.optim.AdamW, lr=3e-3),
@@ -252,27 +242,27 @@ def test_checkpoints_load_in_a_fresh_process_with_safe_loading(tmp_path, strange
     assert done.stdout.split("\n")[0] == "['background', 'a', 'b'] 0.0001"
 
 
-def test_what_could_not_be_recorded_is_passed_again(tmp_path, stranger):
+def test_a_component_that_could_not_be_recorded_is_passed_again(tmp_path, user_code):
     run = trainer(tmp_path)
-    task = SegmentationTask(stranger.Plain(5), SkipDecoder, CLASSES)
+    task = SegmentationTask(user_code.Plain(5), SkipDecoder, CLASSES)
     run.fit(task, tuples())
     run.save_checkpoint(tmp_path / "c.ckpt")
-    with pytest.raises(VocsegError, match=r"stranger\.Plain.*load_from_checkpoint\(path, backbone="):
+    with pytest.raises(VocsegError, match=r"user_code\.Plain.*load_from_checkpoint\(path, backbone="):
         SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt")
-    again = SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt", backbone=stranger.Plain(5))
+    again = SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt", backbone=user_code.Plain(5))
     assert torch.equal(again.backbone.layer.weight, task.backbone.layer.weight)
 
 
-def test_a_backbone_that_cannot_be_imported_names_its_module(tmp_path, stranger):
+def test_a_backbone_that_cannot_be_imported_names_its_module(tmp_path, user_code):
     run = trainer(tmp_path)
-    run.fit(SegmentationTask(stranger.Bare(), SkipDecoder, CLASSES), tuples())
+    run.fit(SegmentationTask(user_code.Bare(), SkipDecoder, CLASSES), tuples())
     (tmp_path / "elsewhere").mkdir()
     run.save_checkpoint(tmp_path / "elsewhere" / "c.ckpt")
     done = in_a_fresh_process(
         "from vocseg import SegmentationTask; SegmentationTask.load_from_checkpoint('c.ckpt')", tmp_path / "elsewhere"
     )
     assert done.returncode != 0
-    assert "No module named 'stranger'" in done.stderr
+    assert "No module named 'user_code'" in done.stderr
     assert "PYTHONPATH" in done.stderr
 
 
@@ -285,7 +275,7 @@ def test_a_reloaded_task_records_the_same_and_saves_again(tmp_path):
     assert dict(again.hparams) == dict(task.hparams)
 
 
-def test_a_finished_decoder_and_a_strangers_loss_serve(tmp_path):
+def test_a_finished_decoder_and_any_loss_serve(tmp_path):
     backbone = StridedEncoder(widths=(4, 8))
     decoder = SkipDecoder(backbone.channels, backbone.strides, 3, width=8)
     task = SegmentationTask(backbone, decoder, CLASSES, loss=nn.CrossEntropyLoss(ignore_index=255))
@@ -297,34 +287,80 @@ def test_a_finished_decoder_and_a_strangers_loss_serve(tmp_path):
     assert again.decoder.reduce[0].out_channels == 8
 
 
-def test_channels_last_changes_no_result():
-    torch.manual_seed(0)
-    first = small(channels_last=True).eval()
-    second = small(channels_last=False).eval()
-    second.load_state_dict(first.state_dict())
-    image = torch.rand(2, 3, 30, 20)
-    assert torch.allclose(first(image), second(image), atol=1e-5)
+class CountsEpochs(StridedEncoder):
+    """A backbone that asks its trainer for the epoch."""
+
+    def forward(self, image):
+        assert self.trainer.current_epoch >= 0
+        return super().forward(image)
 
 
-def test_a_large_photographs_labels_do_not_depend_on_how_many_classes_are_resized_at_once(monkeypatch):
-    scores = torch.randn(21, 9, 7)
-    whole = task_module.label_map(scores, (90, 130))
-    assert torch.equal(whole, task_module.resize(scores[None], (90, 130))[0].argmax(0))
-    for at_once in (1, 4):
-        monkeypatch.setattr(task_module, "LOGITS_AT_ONCE", at_once * 90 * 130)
-        assert torch.equal(task_module.label_map(scores, (90, 130)), whole)
+def test_backbone_and_decoder_know_the_trainer(tmp_path):
+    trainer(tmp_path).fit(small(backbone=CountsEpochs(widths=(4, 8))), tuples(), tuples())
 
 
-def test_backbone_and_decoder_serve_alone_in_other_projects(tmp_path):
-    """Plain modules with plain state dicts."""
-    task = small().eval()
-    torch.save(task.backbone.state_dict(), tmp_path / "backbone.pth")
-    torch.save(task.decoder.state_dict(), tmp_path / "decoder.pth")
-    backbone = StridedEncoder(widths=(4, 8)).eval()
-    decoder = type(task.decoder)(backbone.channels, backbone.strides, len(CLASSES)).eval()
-    backbone.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True))
-    decoder.load_state_dict(torch.load(tmp_path / "decoder.pth", weights_only=True))
-    image = torch.rand(1, 3, 32, 32)
-    with torch.no_grad():
-        logits = task_module.resize(nn.Sequential(backbone, decoder)(image), image.shape[-2:])
-        assert torch.allclose(logits, task(image), atol=1e-5)
+def copies(task, folder):
+    torch.save(task, folder / "task.pt")
+    yield torch.load(folder / "task.pt", weights_only=False)
+    yield copy.deepcopy(task)
+    yield pickle.loads(pickle.dumps(task))
+
+
+def assert_can_be_copied(task, folder, data):
+    image = torch.rand(1, 3, 13, 18)
+    for other in copies(task, folder):
+        assert torch.equal(other.eval()(image), task.eval()(image))
+        assert dict(other.hparams) == dict(task.hparams)
+        other.train()
+        before = other.decoder.head[1].weight.detach().clone()
+        trainer(folder, max_steps=1, enable_checkpointing=False).fit(other, **data)
+        assert not torch.equal(other.decoder.head[1].weight, before)
+        assert not torch.equal(other.decoder.head[1].weight, task.decoder.head[1].weight)
+
+
+@pytest.mark.parametrize("schedule", [None, Schedule("cosine"), partial(StepLR, step_size=1)])
+def test_a_task_can_be_saved_and_copied_before_and_after_a_fit(schedule, tmp_path):
+    task = small(schedule=schedule)
+    data = {"train_dataloaders": tuples(), "val_dataloaders": tuples()}
+    assert_can_be_copied(task, tmp_path, data)
+    trainer(tmp_path).fit(task, **data)
+    assert_can_be_copied(task, tmp_path, data)
+
+
+def test_a_task_that_the_command_line_built_can_be_saved_and_copied(fit_flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--trainer.max_epochs", "1", "--model.schedule", "StepLR", "--model.schedule.step_size", "1"]
+    command_line = run_command_line([*fit_flags, *flags])
+    assert_can_be_copied(command_line.model, tmp_path, {"datamodule": command_line.datamodule})
+
+
+def test_a_checkpoint_of_vocseg_0_1_loads_and_resumes(tmp_path):
+    """Its keys have no ``network``, and it has no entry of vocseg's own."""
+
+    def fitted(epochs, **settings):
+        torch.manual_seed(0)
+        decoder = partial(SkipDecoder, width=4, dropout=0.0)
+        task = SegmentationTask(StridedEncoder(widths=(4, 8)), decoder, CLASSES, schedule=Schedule("cosine", length=9))
+        run = trainer(tmp_path, max_epochs=epochs)
+        run.fit(task, tuples(), tuples(), **settings)
+        return run
+
+    whole = fitted(3)
+    fitted(2).save_checkpoint(tmp_path / "new.ckpt")
+    checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    own = checkpoint.pop("vocseg")
+    old_keys = {key: key.removeprefix("network.") for key in checkpoint["state_dict"]}
+    assert {key.partition(".")[0] for key in old_keys.values()} >= {"backbone", "decoder"}
+    checkpoint["state_dict"] = {old_keys[key]: value for key, value in checkpoint["state_dict"].items()}
+    checkpoint["train_loss"] = own["train_loss"]
+    checkpoint["lr_schedulers"][0]["lr_lambdas"] = [None, None]  # the class of the scheduler was another
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+
+    loaded = SegmentationTask.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True).eval()
+    current = SegmentationTask.load_from_checkpoint(tmp_path / "new.ckpt", weights_only=True).eval()
+    image = torch.rand(1, 3, 13, 18)
+    assert torch.equal(loaded(image), current(image))
+
+    resumed = fitted(3, ckpt_path=tmp_path / "old.ckpt", weights_only=True)
+    for before, after in zip(whole.lightning_module.parameters(), resumed.lightning_module.parameters(), strict=True):
+        assert torch.equal(before, after)
