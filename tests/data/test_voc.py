@@ -13,7 +13,6 @@ from PIL import Image
 from torchvision.datasets import voc as torchvision_voc
 
 from vocseg import VOCDataModule, VocsegError
-from vocseg.data.lists import find_images
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, SyntheticDataModule
 
 LISTS, MASKS = "VOCdevkit/VOC2007/ImageSets/Segmentation", "VOCdevkit/VOC2007/SegmentationClass"
@@ -197,7 +196,7 @@ def test_unexpected_labels_are_reported_before_training(voc_root):
 @pytest.mark.parametrize("settings", [{"class_names": ["one"]}, {"batch_size": 0}, {"image_size": 0}])
 def test_invalid_settings_are_refused(settings):
     with pytest.raises(VocsegError, match=r"at least|must name"):
-        VOCDataModule(**settings)
+        VOCDataModule("nowhere", **settings)
 
 
 class SilentHandler(http.server.SimpleHTTPRequestHandler):
@@ -240,14 +239,3 @@ def test_damaged_download_raises(archive_server, tmp_path, monkeypatch):
         monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT, key, entry)
     with pytest.raises(VocsegError, match="failed"):
         VOCDataModule(root=tmp_path / "new", download=True).prepare_data()
-
-
-def test_find_images_accepts_a_file_a_folder_and_a_glob(tmp_path):
-    for name in ("b.jpg", "a.PNG", "notes.txt"):
-        (tmp_path / name).write_bytes(b"")
-    assert find_images(str(tmp_path / "b.jpg")) == [tmp_path / "b.jpg"]
-    assert [path.name for path in find_images(str(tmp_path))] == ["a.PNG", "b.jpg"]
-    assert [path.name for path in find_images(str(tmp_path / "*.jpg"))] == ["b.jpg"]
-    for missing in (None, str(tmp_path / "none"), str(tmp_path / "*.gif")):
-        with pytest.raises(VocsegError, match="predict"):
-            find_images(missing)

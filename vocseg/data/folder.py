@@ -1,7 +1,8 @@
 """Folders of images and masks with the same names, as a data module."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,8 +20,10 @@ from vocseg.data.lists import (
     hold_out,
     index_images,
     is_image,
+    key_of,
     levels_below,
     pair_samples,
+    subfolders,
 )
 from vocseg.errors import VocsegError
 
@@ -42,12 +45,16 @@ _SPLIT_PLACES = (
 )
 _PLACES = (("{images}", "{masks}"), ("", ""))
 
-_ROLE_WORDS = re.compile(
-    r"^(?:images?|img|masks?|labels?|seg|gt)[_-]"
-    r"|[_-](?:images?|img|sat|masks?|labels?|seg|segmentation|gt|annot|annotation|l)$",
-    re.IGNORECASE,
+_MASK_WORD = r"masks?|labels?|seg|segmentation|gt|annot|annotation"
+_MASK_NAME = (
+    re.compile(rf"[_-](?:{_MASK_WORD}|l)$", re.IGNORECASE),
+    re.compile(rf"^(?:{_MASK_WORD})[_-]", re.IGNORECASE),
 )
-"""Words in the names of files that say which of an image and its mask the file is."""
+_IMAGE_NAME = (
+    re.compile(r"[_-](?:images?|img|sat)$", re.IGNORECASE),
+    re.compile(r"^(?:images?|img)[_-]", re.IGNORECASE),
+)
+"""Words at the end or at the start of a file's name that say that it is a mask, or an image."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ class FolderDataModule(SegmentationDataModule):
         if layout is None:
             return [self.root]
         places = [place for place in (*layout.roles.values(), layout.undivided) if place is not None]
-        near = [folder for place in places for folder in (place.masks, place.images, place.images.parent)]
+        near = [folder for place in places for folder in _near(place)]
         tables = {folder / "_classes.csv" for folder in near if (folder / "_classes.csv").is_file()}
         if not check:
             return [layout.base, self.root, *near]
@@ -238,6 +245,8 @@ class FolderDataModule(SegmentationDataModule):
             images, masks = _divide(index_images(place.images, MASK_SUFFIXES))
         else:
             images, masks = index_images(place.images), index_images(place.masks, MASK_SUFFIXES)
+            masks = _renamed(masks, _MASK_NAME, images)
+        images = _renamed(images, _IMAGE_NAME, masks)
         if place == self.layout.undivided:  # a folder for testing may be below it
             others = [other for other in self.layout.roles.values() if other.images != place.images]
             inside = [folder for other in others for folder in (other.images, other.masks)]
@@ -245,9 +254,12 @@ class FolderDataModule(SegmentationDataModule):
                 {key: files for key, files in index.items() if not any(map(files[0].is_relative_to, inside))}
                 for index in (images, masks)
             )
-        if images.keys() != masks.keys():
-            images, masks = _without_role_words(images, masks), _without_role_words(masks, images)
-        return pair_samples(images, masks, str(place))
+        pairs = pair_samples(images, masks, str(place))
+        return [replace(sample, name=key_of(sample.image.relative_to(place.images))) for sample in pairs]
+
+
+def _near(place: Place) -> tuple[Path, ...]:
+    return (place.masks, place.images, place.masks.parent, place.images.parent)
 
 
 def _folders_by_name(base: Path) -> dict[str, list[Path]]:
@@ -255,8 +267,7 @@ def _folders_by_name(base: Path) -> dict[str, list[Path]]:
     folders: dict[str, list[Path]] = {"": [base]}
     level = [base]
     for _ in range(2):
-        level = [child for folder in level if folder.is_dir() for child in sorted(folder.iterdir()) if child.is_dir()]
-        level = [folder for folder in level if not folder.name.startswith(".")]
+        level = [child for folder in level for child in subfolders(folder)]
         for folder in level:
             folders.setdefault(_plain(folder.relative_to(base).as_posix()), []).append(folder)
     return folders
@@ -273,22 +284,26 @@ def _has_masks(place: Place) -> bool:
     return bool(_divide(beside)[1])
 
 
-def _base_key(key: str) -> str:
-    """A key without the words that tell images and masks apart: ``one/x`` for ``one/x_mask``."""
+def _without(words: tuple[re.Pattern[str], ...], key: str) -> str:
+    """A key without a word that tells images and masks apart: ``one/x`` for ``one/x_mask``."""
     path = PurePosixPath(key)
-    return path.with_name(_ROLE_WORDS.sub("", path.name, count=1) or path.name).as_posix()
+    names = [word.sub("", path.name) for word in words]
+    return path.with_name(next((name for name in names if name not in ("", path.name)), path.name)).as_posix()
 
 
 def _divide(index: Index) -> tuple[Index, Index]:
     """Divides the files of one folder into images and masks, which have a word such as ``_mask`` in their names."""
-    with_mask = {_base_key(key) for key in index if _base_key(key) != key}
-    masks = {key for key in index if _base_key(key) != key and key not in with_mask}
-    return {key: index[key] for key in index if key not in masks}, {key: index[key] for key in masks}
+    image_keys = {key: _without(_MASK_NAME, key) for key in index}
+    with_mask = {image for key, image in image_keys.items() if image != key}
+    masks = {key for key, image in image_keys.items() if image != key and key not in with_mask}
+    return {key: index[key] for key in index if key not in masks}, _renamed(
+        {key: index[key] for key in masks}, _MASK_NAME
+    )
 
 
-def _without_role_words(index: Index, other: Index) -> Index:
-    """Renames the keys that the other side does not have to keys without a word such as ``_mask``."""
+def _renamed(index: Index, words: tuple[re.Pattern[str], ...], keep: Container[str] = ()) -> Index:
+    """The index without the words in its keys, except in keys to keep."""
     renamed: Index = {}
     for key, files in index.items():
-        renamed.setdefault(key if key in other else _base_key(key), []).extend(files)
+        renamed.setdefault(key if key in keep else _without(words, key), []).extend(files)
     return renamed

@@ -50,9 +50,32 @@ def find_files(folder: Path, recursive: bool = True) -> list[Path]:
     return sorted(files)
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """Lists the folders in a folder, sorted, without hidden ones; none if it cannot be read."""
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError:
+        return []
+
+
+def levels_below(root: Path) -> list[list[Path]]:
+    """Lists the folders in ``root``, and the folders in these. VOC trees are not searched: they have large folders."""
+
+    def search(folder: Path) -> list[Path]:
+        return [] if (folder / IMAGES).is_dir() else subfolders(folder)
+
+    first = search(root)
+    return [first, [child for folder in first for child in search(folder)]]
+
+
 def is_image(path: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
     """Tells whether a file's ending is that of an image, in any case."""
     return path.suffix.lower() in suffixes
+
+
+def key_of(path: Path) -> str:
+    """Returns a relative path without its ending, in Unicode form NFC: macOS may name files in another form."""
+    return unicodedata.normalize("NFC", path.with_suffix("").as_posix())
 
 
 def index_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Index:
@@ -60,7 +83,7 @@ def index_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Inde
     index: Index = {}
     for file in find_files(folder):
         if is_image(file, suffixes):
-            index.setdefault(_key(file.relative_to(folder).with_suffix("").as_posix()), []).append(file)
+            index.setdefault(key_of(file.relative_to(folder)), []).append(file)
     return index
 
 
@@ -195,7 +218,7 @@ def read_split(tree: Path, split: str, mask_folders: Sequence[str] = (MASKS,)) -
         masks = [_find(index(folder), name, same_ending=pair is not None) for folder, name in mask_places]
         mask = next((mask for mask in masks if mask is not None), None)
         if image is not None and mask is not None:
-            samples.append(Sample(image, mask, _key(image.relative_to(tree / image_folder).with_suffix("").as_posix())))
+            samples.append(Sample(image, mask, key_of(image.relative_to(tree / image_folder))))
         elif image is None:
             file = tree / image_folder / _with_ending(image_name, ".jpg")
             missing.append(f"The image {file} does not exist ({where}).")
@@ -337,14 +360,9 @@ def _listed_images(path: Path) -> list[Path]:
 # --- details
 
 
-def _key(name: str) -> str:
-    """A relative path in the form in which names are compared: macOS writes the names of files in another form."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _find(index: Index, name: str, same_ending: bool) -> Path | None:
     """Finds the file that a list calls ``name``, with or without an ending; prefers one of the same ending."""
-    name = _key(name)
+    name = unicodedata.normalize("NFC", name)
     if name in index:
         return _only(index[name])
     path = Path(name)
@@ -397,22 +415,6 @@ def _first(names: Iterable[str]) -> str:
     """The first five names, and the number of the others."""
     names = list(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _children(folder: Path) -> list[Path]:
-    """The folders in a folder, except those of a VOC tree, which have thousands of files."""
-    if (folder / IMAGES).is_dir() or not folder.is_dir():
-        return []
-    try:
-        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    except OSError:  # not allowed to read
-        return []
-
-
-def levels_below(root: Path) -> list[list[Path]]:
-    """The folders in ``root``, and the folders in these."""
-    first = _children(root)
-    return [first, [child for folder in first for child in _children(folder)]]
 
 
 def _year_of(tree: Path, root: Path) -> str | None:

@@ -199,6 +199,8 @@ class VOCDataModule(SegmentationDataModule):
     def _download(self) -> None:
         from torchvision.datasets import VOCSegmentation
 
+        if TRAINAUG in self.splits.values() and self.year != "2012":
+            raise VocsegError("The list trainaug belongs to VOC2012: --data.year 2012")
         for split in sorted(set(self.splits.values())):
             tree = find_tree(self.root, self.year)
             if tree is not None and (tree / "ImageSets" / "Segmentation" / f"{split}.txt").is_file():
@@ -213,6 +215,4 @@ class VOCDataModule(SegmentationDataModule):
                     "free disk space, or download the archive by hand and unpack it there."
                 ) from error
         if TRAINAUG in self.splits.values():
-            if self.year != "2012":
-                raise VocsegError("The list trainaug belongs to VOC2012: --data.year 2012")
             add_sbd(self.tree(["train"]), self.root / "sbd")
