@@ -76,6 +76,22 @@ def test_a_report_shows_a_run_without_names(tested, vocseg, tmp_path):
     assert "0004 " in re.search(r'mIoU: ([^<"]*)', (run.report / "report.html").read_text())[1]
 
 
+def test_a_report_reads_the_masks_as_the_test_did(tested, vocseg, tmp_path):
+    """The first mask has colours, which the run's settings gave to classes; the others have labels."""
+    run = RunFolder(shutil.copytree(tested.path, tmp_path / "lightning_logs" / "new" / "version_0"))
+    scores = json.loads(run.scores("test").read_text())
+    with Image.open(scores["samples"][0]["mask"]) as mask:
+        colours = np.zeros((*mask.size[::-1], 3), dtype=np.uint8)
+        colours[np.array(mask) > 0] = (1, 2, 3)
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    scores["samples"][0]["mask"] = str(tmp_path / "colours.png")
+    scores["data"]["colours"] = {"background": [0, 0, 0], "star": [1, 2, 3]}
+    run.scores("test").write_text(json.dumps(scores))
+    _, _, err = vocseg("report", "new")
+    assert "colours.png" not in err
+    assert "one/0004 " in re.search(r'mIoU: ([^<"]*)', (run.report / "report.html").read_text())[1]
+
+
 def test_the_papers_figures_find_them_by_their_path(tested, root, tmp_path):
     draw_masks(read_run(tested), "title", root / "VOCdevkit" / "VOC2007", tmp_path / "masks.png")
     assert (tmp_path / "masks.png").is_file()
@@ -124,6 +140,43 @@ def test_predictions_of_a_recursive_glob_are_all_there(images, tested, vocseg, t
     assert "Masks written to out: 3" in out
     sizes = [Image.open(tmp_path / "out" / f"{name}.png").size for name in ("0004", "0004.jpg", "0004_2")]
     assert sizes == [(30, 20), (31, 20), (32, 20)]
+
+
+def test_overlays_show_the_pixels_that_were_predicted(tested, vocseg, tmp_path):
+    """Of deep images, and of images whose EXIF rotation is not applied."""
+    (tmp_path / "images").mkdir()
+    orientation = Image.Exif()
+    orientation[274] = 6
+    Image.fromarray(np.full((20, 30, 3), 128, dtype=np.uint8)).save(tmp_path / "images" / "a.jpg", exif=orientation)
+    Image.fromarray(np.full((20, 30), 2048, dtype=np.uint16)).save(tmp_path / "images" / "b.png")
+    words = ["--data.predict_path", "images", "--predictions.output_dir", "out", "--data.exif_rotation", "false"]
+    status, _, err = vocseg("predict", "--ckpt_path", tested.best, *words, "--data.bit_depth", "12", *QUIET)
+    assert (status, err) == (0, "")
+    for name in ("a", "b"):
+        with (
+            Image.open(tmp_path / "out" / f"{name}.png") as mask,
+            Image.open(tmp_path / "out" / "overlays" / f"{name}.jpg") as overlay,
+        ):
+            assert mask.size == overlay.size == (30, 20)
+            background = np.array(overlay)[np.array(mask) == 0]
+            assert len(background) == 0 or abs(background.mean() - 128) < 10
+
+
+@pytest.mark.parametrize("given", ["folder", "list"])
+def test_the_command_keeps_the_paths_of_a_folder_and_of_a_list(given, images, tested, vocseg, tmp_path):
+    (images / "list.txt").write_text("".join(f"{name}.jpg\n" for name in NAMES))
+    path = [images, "--data.recursive", "true"] if given == "folder" else [images / "list.txt"]
+    words = ["--data.predict_path", *path, "--predictions.output_dir", "out", *QUIET]
+    status, _, err = vocseg("predict", "--ckpt_path", tested.best, *words, "--predictions.probabilities", "true")
+    assert (status, "Traceback" in err) == (0, False)
+    out = tmp_path / "out"
+    for folder, suffix in (("", "png"), ("overlays", "jpg"), ("probabilities", "npz")):
+        assert all((out / folder / f"{name}.{suffix}").is_file() for name in NAMES)
+    for number, name in enumerate(NAMES):
+        with Image.open(out / f"{name}.png") as mask:
+            assert mask.size == (30 + number, 20)
+    page = (out / "index.html").read_text()
+    assert all(f">{name}.jpg: " in page for name in NAMES)
 
 
 def test_the_page_counts_one_image(images, tested, vocseg, tmp_path):
