@@ -502,6 +502,19 @@ def mistakes(voc_root):
             "none.pth",
         ),
         "trainer": ([*fit, "--trainer.accelerator", "gpuu"], "gpuu"),
+        "optimizer's setting": (
+            [*fit, "--model.lr", 1],
+            "There is no option 'model.lr'. Did you mean 'model.optimizer.lr'?",
+        ),
+        "schedule's setting": ([*fit, "--model.kind", "poly"], "Did you mean 'model.schedule.kind'"),
+        "config without its option": (["fit", "quickstart"], "--config quickstart"),
+        "abbreviation": ([*fit, "--trainer.max_epoch", 3], "Did you mean 'trainer.max_epochs'"),
+        "data class": ([*fit, "--data", "VOCDataModul"], "Did you mean 'VOCDataModule'"),
+        "data module": ([*fit, "--data", "no_module.Data"], "No module named 'no_module'"),
+        "data setting of another class": (
+            ["fit", "--config", "quickstart", "--data.download", "true"],
+            "There is no option 'data.download'",
+        ),
         "expanded glob": ([*fit, "--data.predict_path", "mine.yaml", "foreign.pt"], "needs quotes"),
     }
 
@@ -589,3 +602,108 @@ def test_last_refuses_a_logger_whose_folder_it_cannot_know(fit_flags, vocseg):
     assert status == 1
     assert "WandbLogger" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath", "mine"],
+        ["--trainer.callbacks+=RichProgressBar"],
+        ["--trainer.callbacks+=TQDMProgressBar"],
+        ["--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.num_training_steps", 5],
+        ["--trainer.overfit_batches", "0.5"],
+    ],
+    ids=lambda flags: str(flags[0]).partition("=")[2] or flags[0],
+)
+def test_lightnings_own_features_work(flags, fit_flags, vocseg):
+    index = fit_flags.index("--trainer.enable_progress_bar")
+    status, out, err = vocseg(*fit_flags[:index], *fit_flags[index + 2 :], *flags)
+    assert status == 0, err
+    assert "Best        val/miou" in out
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--trainer.logger", "WandbLogger"],
+        ["--trainer.logger", "lightning.pytorch.loggers.MLFlowLogger"],
+        ["--trainer.logger", "CometLogger"],
+    ],
+)
+def test_a_logger_whose_package_is_missing_is_reported(flags, fit_flags, vocseg):
+    status, _, err = vocseg(*fit_flags, *flags)
+    assert status == 1
+    assert "install it" in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) < 8
+
+
+def test_the_help_lists_our_components_in_few_lines(capsys):
+    for command in ("fit", "test"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        out = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert len(out.splitlines()) < 400
+        assert all(name in out for name in ("MobileNetV2", "SkipDecoder", "FocalLoss", "VOCDataModule", "my_module."))
+        assert all(f"--{name} " in out for name in ("data.batch_size", "model.backbone_lr", "trainer.max_epochs"))
+        assert "torch.nn.modules" not in out
+
+
+USER_DATA_AND_TASK = """
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from vocseg import SegmentationTask
+
+
+class MyData(L.LightningDataModule):
+    class_names = ["background", "thing"]
+
+    def __init__(self, images: int = 8):
+        super().__init__()
+        self.save_hyperparameters()
+        self.images = images
+
+    def loader(self):
+        masks = torch.randint(0, 2, (self.images, 16, 16), generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(masks[:, None].repeat(1, 3, 1, 1).float(), masks), batch_size=4)
+
+    train_dataloader = val_dataloader = test_dataloader = loader
+
+
+class MyTask(SegmentationTask):
+    def __init__(self, *args, scale: float = 1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+"""
+
+
+def test_a_users_data_module_and_task_by_class_name(vocseg, tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(USER_DATA_AND_TASK)
+    (tmp_path / "own.yaml").write_text(
+        "model:\n  class_path: my_module.MyTask\n  init_args:\n    backbone: StridedEncoder\n    decoder: SkipDecoder\n"
+        "    scale: 2.5\ndata:\n  class_path: my_module.MyData\n  init_args: {images: 12}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = vocseg("fit", "--config", "own.yaml", "--trainer.max_epochs", 2, *QUIET)
+    assert status == 0, err
+    assert "Best        val/miou" in out
+    checkpoint = "lightning_logs/own/version_0/checkpoints/best.ckpt"
+    status, out, err = vocseg("test", "--ckpt_path", checkpoint, *QUIET)
+    assert status == 0, err
+    assert "Test: 12 images" in out
+    import my_module
+
+    assert my_module.MyTask.load_from_checkpoint(checkpoint).scale == 2.5
+
+
+def test_a_root_alone_means_voc_also_with_the_quickstart(voc_root, fit_flags, vocseg, tmp_path):
+    assert vocseg(*fit_flags, "--trainer.fast_dev_run", 1)[0] == 0
+    names = f"[{','.join(SYNTHETIC_CLASSES)}]"
+    status, _, err = vocseg(
+        "fit", "--config", "quickstart", f"--data.root={voc_root}", "--data.class_names", names,
+        "--trainer.fast_dev_run", 1, *QUIET,
+    )  # fmt: skip
+    assert status == 0, err

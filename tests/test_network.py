@@ -115,6 +115,12 @@ def test_a_compiled_network_computes_the_same_at_every_size():
             assert torch.equal(compiled(image), net(image))
 
 
+def test_a_traced_network_computes_the_same_at_its_size():
+    net = network().eval()
+    image = torch.rand(2, 3, 33, 47)
+    assert torch.equal(torch.jit.trace(net, image)(image), net(image))
+
+
 PAIRS = {
     "StridedEncoder, DeconvDecoder": lambda: (
         StridedEncoder(widths=(4, 8, 8)),

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import lightning as L
 from torch import nn
 
 import vocseg
@@ -44,6 +45,30 @@ class SavesInitArgs:
             else:
                 arguments[name] = value
         return self
+
+
+class NetworkPart(SavesInitArgs, L.LightningModule):
+    """Base class of backbones and decoders: a LightningModule that is also an ordinary module without a trainer.
+
+    Lightning raises RuntimeError where a module without a trainer is asked for it. ``hasattr`` does not expect that,
+    and ``torch.jit.trace`` calls it for every attribute.
+    """
+
+    @property
+    def trainer(self) -> L.Trainer:
+        """The trainer of the task.
+
+        Raises:
+            AttributeError: there is none.
+        """
+        try:
+            return super().trainer
+        except RuntimeError as error:
+            raise AttributeError(str(error)) from error
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # mypy does not know property.fset
 
 
 def to_config(component: Any, *, skip: int = 0) -> Config | None:

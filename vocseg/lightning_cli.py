@@ -25,6 +25,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import vocseg.backbones
+import vocseg.data.folder
 import vocseg.data.synthetic
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
 from vocseg.callbacks import (
@@ -85,18 +86,18 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
             load_from_checkpoint_support=False,  # the task describes itself, from Python as well: vocseg.components
             args=list(args),
         )
-    except ValueError as error:
-        ours: BaseException | None = error  # jsonargparse wraps what a component's constructor raises
-        while ours is not None and not isinstance(ours, VocsegError):
-            ours = ours.__cause__ or ours.__context__
-        if ours is None:
+    except (ValueError, ModuleNotFoundError) as error:
+        cause: BaseException | None = error  # jsonargparse wraps what a component's constructor raises
+        while cause is not None and not isinstance(cause, VocsegError | ModuleNotFoundError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, ModuleNotFoundError):  # of a logger or callback that the config names
+            raise VocsegError(
+                f"{' '.join(str(cause).split())}. It is not part of vocseg: install it, or leave out what needs it "
+                "(--trainer.logger, --trainer.callbacks)."
+            ) from None
+        if cause is None:
             raise
-        raise ours from None
-    except ModuleNotFoundError as error:  # of a logger or callback that the config names
-        raise VocsegError(
-            f"{' '.join(str(error).split())}. It is not part of vocseg: install it, or leave out what needs it "
-            "(--trainer.logger, --trainer.callbacks)."
-        ) from error
+        raise cause from None
     except SIGTERMException:
         raise SystemExit(128 + signal.SIGTERM) from None
 
@@ -290,15 +291,13 @@ class VocsegCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise VocsegError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def _fit_callbacks(self, best: ModelCheckpoint, patience: int | None) -> list[L.Callback]:
         """Fault tolerance, early stopping if wanted, the best checkpoint, and after it (with its score) the last."""
         # save_last of the best one would write only when there is a new best
-        last = ModelCheckpoint(
-            best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-        )
+        last = LastCheckpoint(best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.best, self.last = best, last
         known = getattr(self.model, "monitorable", None)  # a user's own task and callbacks may log anything
         if known and best.monitor and best.monitor not in known and not _listed(self._settings().trainer.callbacks):
@@ -364,6 +363,10 @@ class VocsegCLI(LightningCLI):
         )
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """Writes the last epoch's checkpoint; Lightning keeps the state of a user's own ModelCheckpoint apart from it."""
+
+
 class SaveFitConfig(SaveConfigCallback):
     """Saves the config of a fit, without the checkpoint that it started from: a saved config starts a new run."""
 
@@ -426,11 +429,11 @@ def _scan(options: Sequence[str]) -> argparse.Namespace:
 
 def _with_voc_for_a_root(options: list[str], found: argparse.Namespace, data_class: str | None) -> list[str]:
     """``--data.root`` alone means VOC, also where the config is of the synthetic images, which have no root."""
-    if not found.root or found.data or str(data_class).rpartition(".")[2] != "SyntheticDataModule":
+    names = [word.partition("=")[0] for word in options]
+    if not found.root or str(data_class).rpartition(".")[2] != "SyntheticDataModule":
         return options
-    found.data = class_path_of(VOCDataModule)
-    index = next(index for index, word in enumerate(options) if word.partition("=")[0] == "--data.root")
-    return [*options[:index], "--data", found.data, *options[index:]]
+    index = names.index("--data.root")
+    return options if "--data" in names[:index] else [*options[:index], "--data", "VOCDataModule", *options[index:]]
 
 
 def _last_checkpoints(settings: Any, name: str) -> tuple[Path, str]:

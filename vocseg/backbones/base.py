@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, Self
 
-import lightning as L
 import torch
 from torch import Tensor
 
-from vocseg.components import SavesInitArgs
+from vocseg.components import NetworkPart
 from vocseg.errors import VocsegError, nearest
 from vocseg.state_dicts import check_fits
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
 
-class Backbone(SavesInitArgs, L.LightningModule):
+class Backbone(NetworkPart):
     """A network that turns an image into feature maps, shallow to deep.
 
     Subclasses set ``channels`` and ``strides`` and implement ``forward``. Any ``nn.Module`` with these three can be the

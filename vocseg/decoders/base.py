@@ -2,14 +2,13 @@
 
 from itertools import pairwise
 
-import lightning as L
 from torch import Tensor
 
-from vocseg.components import SavesInitArgs
+from vocseg.components import NetworkPart
 from vocseg.errors import VocsegError
 
 
-class Decoder(SavesInitArgs, L.LightningModule):
+class Decoder(NetworkPart):
     """A network that turns the features of a backbone into logits.
 
     The task constructs the decoder from the backbone's ``channels`` and ``strides`` and the number of classes. These
