@@ -295,10 +295,10 @@ def _divide(index: Index) -> tuple[Index, Index]:
     """Divides the files of one folder into images and masks, which have a word such as ``_mask`` in their names."""
     image_keys = {key: _without(_MASK_NAME, key) for key in index}
     with_mask = {image for key, image in image_keys.items() if image != key}
-    masks = {key for key, image in image_keys.items() if image != key and key not in with_mask}
-    return {key: index[key] for key in index if key not in masks}, _renamed(
-        {key: index[key] for key in masks}, _MASK_NAME
-    )
+    mask_keys = {key for key, image in image_keys.items() if image != key and key not in with_mask}
+    images = {key: [file for file in files if is_image(file)] for key, files in index.items() if key not in mask_keys}
+    masks = _renamed({key: index[key] for key in mask_keys}, _MASK_NAME)
+    return {key: files for key, files in images.items() if files}, masks
 
 
 def _renamed(index: Index, words: tuple[re.Pattern[str], ...], keep: Container[str] = ()) -> Index:
