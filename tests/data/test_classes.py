@@ -2,7 +2,7 @@
 
 import pytest
 
-from vocseg import SyntheticDataModule, VOCDataModule
+from vocseg import SegmentationDataModule, VOCDataModule
 from vocseg.data.classes import check_class_names, find_classes, names_and_settings, read_classes
 from vocseg.errors import VocsegError
 
@@ -64,7 +64,9 @@ def test_command_line_asks_for_quotes(vocseg, tmp_path, written):
 
 
 def test_names_of_other_data_modules_are_checked_too():
-    assert SyntheticDataModule().class_names[0] == "background"
+    for names in (["a", "b", "a"], ["a", False]):
+        with pytest.raises(VocsegError, match="class_names has"):
+            SegmentationDataModule(names)
 
 
 # --- files
