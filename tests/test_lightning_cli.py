@@ -707,3 +707,13 @@ def test_a_root_alone_means_voc_also_with_the_quickstart(voc_root, fit_flags, vo
         "--trainer.fast_dev_run", 1, *QUIET,
     )  # fmt: skip
     assert status == 0, err
+
+
+@pytest.mark.parametrize("words", [["--model.backbone.weights", "null"], ["--model.backbone.weights=~"]])
+def test_null_reaches_the_settings_of_a_component(words, vocseg, voc_root, tmp_path):
+    """jsonargparse alone would look for weights called None."""
+    status, _, err = vocseg(
+        *("fit", "--config", "mobilenet", "--data.root", voc_root, *words, "--data.image_size", 32),
+        *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--trainer.fast_dev_run", 1, *QUIET),
+    )
+    assert status == 0, err

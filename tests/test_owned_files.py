@@ -167,6 +167,16 @@ def test_a_resumed_fit_refuses_metrics_of_others(trained, fit_flags, vocseg, tmp
     assert (project / "metrics.csv").read_text() == "date,score\n"
 
 
+def test_a_new_fit_refuses_a_folder_with_checkpoints_of_another_run(fit_flags, vocseg, tmp_path):
+    flags = ["--checkpoint.dirpath", "ck", "--trainer.max_epochs"]
+    assert vocseg(*fit_flags, *flags, 1, "--name", "first")[0] == 0
+    before = contents(tmp_path / "ck")
+    assert_refused(vocseg(*fit_flags, *flags, 1, "--name", "second"), "ck/best.ckpt is of another run")
+    assert contents(tmp_path / "ck") == before
+    status, _, err = vocseg(*fit_flags, *flags, 2, "--name", "first", "--ckpt_path", "last")
+    assert status == 0, err
+
+
 def test_a_second_test_deletes_only_its_own_masks(trained, vocseg, tmp_path):
     run = shutil.copytree(trained, tmp_path / "lightning_logs" / "x" / "version_0")
     words = ["test", "--ckpt_path", run / "checkpoints" / "best.ckpt", *QUIET]

@@ -100,6 +100,8 @@ def checkpoint_settings(path: str | Path) -> dict[str, Any]:
         data_class = "vocseg.SyntheticDataModule"
         of_a_tree = ("root", "year", "class_names", "train_split", "val_split", "test_split")
         data = {name: value for name, value in data.items() if name not in of_a_tree}
+    if data_class == "vocseg.SyntheticDataModule":
+        data.pop("class_names", None)  # which it chooses itself
     return {
         "seed_everything": seed,
         "model": _checked(own.get("model_class") or "vocseg.SegmentationTask", model, L.LightningModule, "model"),

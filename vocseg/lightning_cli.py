@@ -190,6 +190,7 @@ class VocsegCLI(LightningCLI):
         if {"-h", "--help"} & set(options):
             print(help_text(subcommand))
             raise SystemExit(0)
+        options = _with_nested_nulls(options)
         found = _scan(options)
         configs = found.configs
         self._resume_command = f"vocseg {shlex.join(map(str, args))}"
@@ -299,6 +300,7 @@ class VocsegCLI(LightningCLI):
         # save_last of the best one would write only when there is a new best
         last = LastCheckpoint(best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.best, self.last = best, last
+        self._refuse_checkpoints_of_others(best.dirpath)
         known = getattr(self.model, "monitorable", None)  # a user's own task and callbacks may log anything
         if known and best.monitor and best.monitor not in known and not _listed(self._settings().trainer.callbacks):
             raise VocsegError(
@@ -318,6 +320,17 @@ class VocsegCLI(LightningCLI):
                 )
             )
         return [*guards, best, last]
+
+    def _refuse_checkpoints_of_others(self, dirpath: Any) -> None:
+        """Refuses a ``--checkpoint.dirpath`` with checkpoints of another run, which this one would replace."""
+        if dirpath is None or self._settings().trainer.fast_dev_run:
+            return
+        others = sorted(Path(dirpath).glob("*.ckpt"))
+        if others and (self._checkpoint is None or Path(self._checkpoint).resolve().parent != Path(dirpath).resolve()):
+            raise VocsegError(
+                f"--checkpoint.dirpath: {_shown(others[0])} is of another run, and would be replaced. Name another "
+                "folder, or resume that run with --ckpt_path last"
+            )
 
     def after_fit(self) -> None:
         """Prints where the run's files are and what to paste next."""
@@ -425,6 +438,21 @@ def _scan(options: Sequence[str]) -> argparse.Namespace:
         raise VocsegError(f"{error.argument_name}: {error.message}") from error
     found.ckpt_path = None if found.ckpt_path in (None, "null") else str(found.ckpt_path)
     return found
+
+
+def _with_nested_nulls(options: Sequence[str]) -> list[str]:
+    """``--model.backbone.weights null`` as a config: jsonargparse 4.53 makes the word "None" of a null so deep."""
+    words: list[str] = []
+    for word in (part for option in options for part in (option.split("=", 1) if _is_nested(option) else [option])):
+        if words and _is_nested(words[-1]) and word.lower() in ("null", "~"):
+            words[-1:] = ["--config", json.dumps({words[-1].removeprefix("--"): None})]
+        else:
+            words.append(word)
+    return words
+
+
+def _is_nested(option: str) -> bool:
+    return option.startswith("--") and option.partition("=")[0].count(".") > 1
 
 
 def _with_voc_for_a_root(options: list[str], found: argparse.Namespace, data_class: str | None) -> list[str]:

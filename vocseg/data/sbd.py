@@ -6,6 +6,7 @@ have a mask in VOC's own list ``train`` or in SBD, without those of VOC's list `
 Source: Hariharan et al., Semantic Contours from Inverse Detectors, ICCV 2011.
 """
 
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -14,6 +15,7 @@ from PIL import Image
 from vocseg.data.labels import VOC_PALETTE
 from vocseg.data.text import read_lines
 from vocseg.errors import VocsegError
+from vocseg.run_folder import OwnedFolder
 
 TRAINAUG = "trainaug"
 AUGMENTED_MASKS = "SegmentationClassAug"
@@ -40,6 +42,7 @@ def add_sbd(tree: Path, folder: Path) -> None:
     own = {*train, *val}
     masks = tree / AUGMENTED_MASKS
     masks.mkdir(exist_ok=True)
+    owned = OwnedFolder(masks, "sbd", f"Move {masks} away, or train with --data.train_split and a list of its masks.")
     rank_zero_info(f"Adding SBD's masks to {masks}: this takes some minutes, once.")
     added: list[str] = []
     for split in ("train", "val"):
@@ -56,7 +59,7 @@ def add_sbd(tree: Path, folder: Path) -> None:
             added.append(path.stem)
             mask: Image.Image = data[index][1]
             mask.putpalette(VOC_PALETTE.tobytes())
-            mask.save(masks / f"{path.stem}.png")
+            owned.write(masks / f"{path.stem}.png", partial(mask.save, format="PNG"))
     lines = "".join(f"{name}\n" for name in sorted({*train, *added}))
     unfinished = lists / f".{TRAINAUG}.txt"
     unfinished.write_text(lines, encoding="utf-8")
