@@ -443,16 +443,16 @@ def _scan(options: Sequence[str]) -> argparse.Namespace:
 def _with_nested_nulls(options: Sequence[str]) -> list[str]:
     """``--model.backbone.weights null`` as a config: jsonargparse 4.53 makes the word "None" of a null so deep."""
     words: list[str] = []
-    for word in (part for option in options for part in (option.split("=", 1) if _is_nested(option) else [option])):
-        if words and _is_nested(words[-1]) and word.lower() in ("null", "~"):
-            words[-1:] = ["--config", json.dumps({words[-1].removeprefix("--"): None})]
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals and words and words[-1].startswith("--"):  # perhaps the value of the word before
+            name, value = words[-1], option
+        if name.startswith("--") and name.count(".") > 1 and value.lower() in ("null", "~"):
+            words = words if equals else words[:-1]
+            words += ["--config", json.dumps({name.removeprefix("--"): None})]
         else:
-            words.append(word)
+            words.append(option)
     return words
-
-
-def _is_nested(option: str) -> bool:
-    return option.startswith("--") and option.partition("=")[0].count(".") > 1
 
 
 def _with_voc_for_a_root(options: list[str], found: argparse.Namespace, data_class: str | None) -> list[str]:
