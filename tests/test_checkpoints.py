@@ -16,6 +16,8 @@ from vocseg.checkpoints import AtomicCheckpointIO, last_checkpoint
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.decoders import DeconvDecoder
 
+PATTERN = "net/*/checkpoints/last.ckpt"
+
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
@@ -73,40 +75,40 @@ def create_run(logs, version, name="net", **checkpoint):
 
 def test_last_is_the_newest_unfinished_run(tmp_path):
     with pytest.raises(VocsegError, match="nothing to resume: no run 'net'"):
-        last_checkpoint(tmp_path, "net", 10)
+        last_checkpoint(tmp_path, PATTERN, "net", 10)
     older = create_run(tmp_path, 1, vocseg={"finished_epochs": 3}, global_step=30)
     newer = create_run(tmp_path, 2, vocseg={"finished_epochs": 8, "stopped_early": False}, global_step=80)
     create_run(tmp_path, 3, name="other", vocseg={"finished_epochs": 1})
     (tmp_path / "net" / "version_4" / "checkpoints").mkdir(parents=True)  # killed before its first checkpoint
-    assert last_checkpoint(tmp_path, "net", 10) == newer
+    assert last_checkpoint(tmp_path, PATTERN, "net", 10) == newer
     for unlimited in (-1, None):
-        assert last_checkpoint(tmp_path, "net", unlimited) == newer
-    assert last_checkpoint(tmp_path, "net", 8) == older
-    assert last_checkpoint(tmp_path, "net", None, max_steps=80) == older
+        assert last_checkpoint(tmp_path, PATTERN, "net", unlimited) == newer
+    assert last_checkpoint(tmp_path, PATTERN, "net", 8) == older
+    assert last_checkpoint(tmp_path, PATTERN, "net", None, max_steps=80) == older
     with pytest.raises(VocsegError, match=r"Every run 'net' .*\(2 of them\).*version_2"):
-        last_checkpoint(tmp_path, "net", 3)
+        last_checkpoint(tmp_path, PATTERN, "net", 3)
     create_run(tmp_path, 5, vocseg={"finished_epochs": 5, "stopped_early": True})
-    assert last_checkpoint(tmp_path, "net", 10) == newer
+    assert last_checkpoint(tmp_path, PATTERN, "net", 10) == newer
 
 
 def test_a_run_interrupted_in_its_last_epoch_is_unfinished(tmp_path):
     """Lightning's own ``epoch`` is the same at the end of the epoch."""
     path = create_run(tmp_path, 1, epoch=9, vocseg={"finished_epochs": 9})
-    assert last_checkpoint(tmp_path, "net", 10) == path
+    assert last_checkpoint(tmp_path, PATTERN, "net", 10) == path
 
 
 def test_a_checkpoint_of_version_0_1_0_counts_its_epochs(tmp_path):
     path = create_run(tmp_path, 1, epoch=7)
-    assert last_checkpoint(tmp_path, "net", 9) == path
+    assert last_checkpoint(tmp_path, PATTERN, "net", 9) == path
     with pytest.raises(VocsegError, match="is finished"):
-        last_checkpoint(tmp_path, "net", 8)
+        last_checkpoint(tmp_path, PATTERN, "net", 8)
 
 
 def test_auto_is_the_newest_run_or_a_new_one(tmp_path):
-    assert last_checkpoint(tmp_path, "net", 10, finished_too=True) is None
+    assert last_checkpoint(tmp_path, PATTERN, "net", 10, finished_too=True) is None
     create_run(tmp_path, 1, vocseg={"finished_epochs": 3})
     finished = create_run(tmp_path, 2, vocseg={"finished_epochs": 10})
-    assert last_checkpoint(tmp_path, "net", 10, finished_too=True) == finished
+    assert last_checkpoint(tmp_path, PATTERN, "net", 10, finished_too=True) == finished
 
 
 def test_a_fit_with_auto_starts_resumes_and_repeats_one_run(fit_flags, vocseg, tmp_path):

@@ -140,7 +140,7 @@ def test_settings_changed_on_resuming_take_effect_and_are_saved(fit, tmp_path):
     resume = ["--ckpt_path", "last", *optimizer]
     status, _, err = fit(tmp_path, *resume, "--trainer.max_epochs", "2")
     assert status == 0
-    assert "config_1.yaml: trainer.max_epochs 1 -> 2, model.optimizer.init_args.lr 0.003 -> 0.0, " in err
+    assert "config_1.yaml: trainer.max_epochs 1 -> 2, model.optimizer.lr 0.003 -> 0.0, " in err
     assert fit(tmp_path, *resume, "--trainer.max_epochs", "3")[0] == 0
     assert fit(tmp_path, "--ckpt_path", run_folder(tmp_path) / "checkpoints" / "last.ckpt", *optimizer)[0] == 0
     after = torch.load(run_folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)

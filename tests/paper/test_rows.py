@@ -45,9 +45,9 @@ def test_each_row_gives_a_fit_the_settings_that_it_declares(name, tmp_path, monk
     cli = run(["fit", *row.fit_options()], InstantiateOnly)
     settings = cli.config["fit"]
     assert settings.name == name
-    assert settings.model.optimizer.init_args.lr == row.lr
-    assert settings.model.optimizer.init_args.weight_decay == row.weight_decay
-    assert settings.model.decoder.init_args.activation == row.activation
+    assert settings.model.init_args.optimizer.init_args.lr == row.lr
+    assert settings.model.init_args.optimizer.init_args.weight_decay == row.weight_decay
+    assert settings.model.init_args.decoder.init_args.activation == row.activation
     assert (cli.trainer.max_epochs, settings.seed_everything) == (row.epochs, row.seed)
     assert resolve_config(row.experiment)
 
@@ -71,7 +71,7 @@ def test_rows_write_records_and_are_not_run_again(vocseg, voc_root, tmp_path):
     assert (len(record.scores["val"].matrices), len(record.scores["test"].matrices)) == (5, 4)
     assert record.scores["test"].resized.counts.sum() == 4 * 224 * 224
     assert record.class_names == list(SYNTHETIC_CLASSES)
-    assert record.configs[0]["model"]["loss"]["class_path"].endswith("FocalLoss")
+    assert record.configs[0]["model"]["init_args"]["loss"]["class_path"].endswith("FocalLoss")
     assert str(voc_root) not in record.folder.config.read_text()
     masks = {path.stem for path in record.folder.test_masks.iterdir()}
     assert masks and masks <= {f"test_{number:04}" for number in range(4)}  # noqa: PT018

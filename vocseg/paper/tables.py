@@ -164,6 +164,7 @@ def _line(row: Row, record: Run | None) -> Line:
         needs = f": needs {row.needs}" if row.needs else ""
         return Line(row.name, settings, paper, Scores(), Scores(), epochs=f"not run{needs}", note=row.choice)
     model = record.configs[0]["model"]
+    model = model.get("init_args", model)  # records of vocseg 0.1.0 name no class
     optimizer = model["optimizer"]["init_args"]
     activation = model["decoder"]["init_args"].get("activation", row.activation)
     return Line(
