@@ -341,7 +341,8 @@ def all_gather_objects(share: Any) -> list[Any]:
 
 def _cells(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """The cell of each pixel, row * C + column, int32 [H, W]."""
-    rows = target.clamp(max=num_classes)
+    # older versions of torch refuse a limit that the type cannot hold
+    rows = target.clamp(max=min(num_classes, torch.iinfo(target.dtype).max))
     if target.dtype.is_signed:
         rows = torch.where(target < 0, num_classes, rows)
     return rows.to(torch.int32) * num_classes + prediction.to(torch.int32)
