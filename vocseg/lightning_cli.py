@@ -73,14 +73,22 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
     _silence()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
+
+    class OneCommand(cli_class or VocsegCLI):  # type: ignore[misc]  # a base that is known only here
+        """Builds the parser of this subcommand alone."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {args[0]: LightningCLI.subcommands()[args[0]]}
+
     try:
-        return (cli_class or VocsegCLI)(
+        return OneCommand(
             save_config_callback=SaveFitConfig,
             seed_everything_default=0,
             parser_kwargs={
                 # an abbreviated option would not be seen by _scan()
                 **{"exit_on_error": False, "allow_abbrev": False},
-                **{name: {"exit_on_error": False, "allow_abbrev": False} for name in LightningCLI.subcommands()},
+                args[0]: {"exit_on_error": False, "allow_abbrev": False},
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the task describes itself, from Python as well: vocseg.components
