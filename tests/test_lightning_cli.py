@@ -546,6 +546,8 @@ def test_the_best_checkpoint_and_early_stopping_follow_the_monitored_score(monit
     best = (min if "loss" in monitor else max)(scores)
     assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == scores.index(best)
     assert f"{monitor} {best:.4f}" in out
+    if monitor.startswith("val/"):
+        assert f"best epoch by {monitor} ({scores.index(best)})" in out  # the printed table is of the kept checkpoint
     better = [b < a if "loss" in monitor else b > a for a, b in itertools.pairwise(scores)]
     assert len(scores) == 4 or not better[-1]  # it stops only where the score got worse
     assert yaml.safe_load((folder / "config.yaml").read_text())["checkpoint"]["mode"] == "auto"

@@ -11,7 +11,8 @@ from PIL import Image
 from vocseg.errors import VocsegError
 from vocseg.paper.records import write_record
 from vocseg.paper.tables import BEGIN, END, write_tables
-from vocseg.run_folder import OwnedFolder, RunFolder, sample_names, unique_names, write_atomically, write_text
+from vocseg.run_folder import RunFolder
+from vocseg.saving import OwnedFolder, sample_names, unique_names, write_atomically, write_text
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--data.num_workers", "0"]
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"

@@ -14,19 +14,8 @@ from PIL import Image
 from vocseg.data.labels import VOC_PALETTE
 from vocseg.errors import VocsegError
 from vocseg.metrics import ConfusionMatrices, Result
-from vocseg.run_folder import (
-    RunFolder,
-    read_lines,
-    read_run,
-    replacing_folder,
-    write_atomically,
-    write_json,
-    write_lines,
-    write_mask,
-    write_matrices,
-    write_result,
-    write_text,
-)
+from vocseg.run_folder import RunFolder, read_lines, read_run, write_lines, write_matrices, write_result
+from vocseg.saving import replacing_folder, write_atomically, write_json, write_mask, write_text
 
 CLASSES = ["background", "cat", "dog"]
 

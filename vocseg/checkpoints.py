@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vocseg.components import factory_from_config
 from vocseg.errors import VocsegError
-from vocseg.run_folder import LOGS, RunFolder, write_atomically
+from vocseg.run_folder import LOGS, RunFolder
+from vocseg.saving import write_atomically
 from vocseg.schedules import Schedule
 
 COMPONENTS: dict[str, type | tuple[type, ...]] = {

@@ -30,9 +30,9 @@ from vocseg.data.labels import VOC_PALETTE, VOID
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError
 from vocseg.experiments import resolve_config
-from vocseg.lightning_cli import ConfigFile, _scan, _with_voc_for_a_root
+from vocseg.options import ConfigFile, scan, unwrap, with_nested_nulls, with_voc_for_a_root
 from vocseg.plots import coloured
-from vocseg.run_folder import OwnedFolder, write_text
+from vocseg.saving import OwnedFolder, write_text
 
 SHOWN = 12
 """Number of samples on the page."""
@@ -176,9 +176,9 @@ def _parse(args: Sequence[str]) -> tuple[SegmentationDataModule, Path]:
     """The data module and the page's folder that the options name."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
-    options = [str(word) for word in args]
-    found = _scan(options)
-    options = _with_voc_for_a_root(options, found, found.data_class)
+    options = with_nested_nulls([str(word) for word in args])
+    found = scan(options)
+    options = with_voc_for_a_root(options, found, found.data_class)
 
     class DataOfConfig(ConfigFile):
         """``--config``, of which only the data and the seed are used."""
@@ -212,13 +212,11 @@ def _parse(args: Sequence[str]) -> tuple[SegmentationDataModule, Path]:
         datamodule = parser.instantiate(settings).data
     except ArgumentError as error:
         raise VocsegError(explain(error.message, found.configs, parser)) from error
-    except ValueError as error:
-        ours: BaseException | None = error  # jsonargparse wraps what a constructor raises
-        while ours is not None and not isinstance(ours, VocsegError):
-            ours = ours.__cause__ or ours.__context__
-        if ours is None:
+    except (ValueError, ModuleNotFoundError) as error:
+        cause = unwrap(error)
+        if cause is error:
             raise
-        raise ours from None
+        raise cause from None
     if not isinstance(datamodule, SegmentationDataModule):
         raise VocsegError(
             f"{class_path_of(type(datamodule))} cannot be inspected: it does not derive from SegmentationDataModule."

@@ -1,6 +1,7 @@
 """``vocseg fit | validate | test | predict``: LightningCLI with vocseg's defaults, run folders and checkpoints."""
 
 import argparse
+import atexit
 import glob
 import json
 import logging
@@ -16,13 +17,13 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import ActionConfigFile
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch import distributed
 
 import vocseg.backbones
 import vocseg.data.folder
@@ -47,7 +48,7 @@ from vocseg.cli_help import help_text
 from vocseg.components import class_path_of, to_config
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError, nearest
-from vocseg.experiments import resolve_config
+from vocseg.options import ConfigFile, scan, unwrap, with_nested_nulls, with_voc_for_a_root
 from vocseg.run_folder import LOGS, RunFolder
 from vocseg.task import SegmentationTask, default_optimizer
 
@@ -71,6 +72,7 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         VocsegError: a mistake in the options, configs, data or checkpoint.
     """
     _silence()
+    atexit.register(_end_process_group)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
 
@@ -86,7 +88,7 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
             save_config_callback=SaveFitConfig,
             seed_everything_default=0,
             parser_kwargs={
-                # an abbreviated option would not be seen by _scan()
+                # an abbreviated option would not be seen by scan()
                 **{"exit_on_error": False, "allow_abbrev": False},
                 args[0]: {"exit_on_error": False, "allow_abbrev": False},
             },
@@ -95,19 +97,18 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
             args=list(args),
         )
     except (ValueError, ModuleNotFoundError) as error:
-        cause: BaseException | None = error  # jsonargparse wraps what a component's constructor raises
-        while cause is not None and not isinstance(cause, VocsegError | ModuleNotFoundError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, ModuleNotFoundError):  # of a logger or callback that the config names
-            raise VocsegError(
-                f"{' '.join(str(cause).split())}. It is not part of vocseg: install it, or leave out what needs it "
-                "(--trainer.logger, --trainer.callbacks)."
-            ) from None
-        if cause is None:
+        cause = unwrap(error)
+        if cause is error:
             raise
         raise cause from None
     except SIGTERMException:
         raise SystemExit(128 + signal.SIGTERM) from None
+
+
+def _end_process_group() -> None:
+    """Ends the threads of torch's gloo backend: at exit, those still running can abort the process."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _silence() -> None:
@@ -127,15 +128,6 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     # all that vocseg logs is logged per epoch, whatever the interval
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-
-
-class ConfigFile(ActionConfigFile):
-    """``--config``: a file, or the name of a packaged experiment."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Applies a config at its position among the options."""
-        is_text = isinstance(values, str) and not values.lstrip().startswith("{")
-        super().__call__(parser, cfg, resolve_config(values) if is_text else values, option_string)
 
 
 class VocsegCLI(LightningCLI):
@@ -198,16 +190,16 @@ class VocsegCLI(LightningCLI):
         if {"-h", "--help"} & set(options):
             print(help_text(subcommand))
             raise SystemExit(0)
-        options = _with_nested_nulls(options)
-        found = _scan(options)
+        options = with_nested_nulls(options)
+        found = scan(options)
         configs = found.configs
         self._resume_command = f"vocseg {shlex.join(map(str, args))}"
         if found.ckpt_path not in NEWEST:
             self._resume_command += " --ckpt_path last"
-        options = _with_voc_for_a_root(options, found, found.data_class)
+        options = with_voc_for_a_root(options, found, found.data_class)
         checkpoint = self._checkpoint_path(parser, subcommand, options, found)
         saved = {} if checkpoint is None else checkpoint_settings(checkpoint)
-        options = _with_voc_for_a_root(options, found, found.data_class or saved.get("data", {}).get("class_path"))
+        options = with_voc_for_a_root(options, found, found.data_class or saved.get("data", {}).get("class_path"))
         defaults = ["--config", json.dumps(saved)] if saved else []
         if subcommand in ("validate", "test"):
             defaults += ["--verbose", "false"]  # ResultTable prints the scores already
@@ -277,7 +269,8 @@ class VocsegCLI(LightningCLI):
         """Builds the trainer, with vocseg's loggers and callbacks unless the config has its own."""
         init = self.config_init[self.subcommand]
         settings = init["trainer"]
-        callbacks = [*_listed(settings.callbacks), ResultTable(), TestMasks()]
+        best: ModelCheckpoint = init["checkpoint"]
+        callbacks = [*_listed(settings.callbacks), ResultTable(str(best.monitor), best.mode), TestMasks()]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if settings.enable_progress_bar is None and not sys.stdout.isatty() and not has_bar:
             kwargs["enable_progress_bar"] = False  # a file or a pipe would fill with control characters
@@ -292,7 +285,7 @@ class VocsegCLI(LightningCLI):
             if not settings.fast_dev_run and self.subcommand == "fit":
                 callbacks += [LearningRateMonitor("epoch"), MetricsCSV(), Charts()]
         if self.subcommand == "fit":
-            callbacks += self._fit_callbacks(init["checkpoint"], init["early_stopping"])
+            callbacks += self._fit_callbacks(best, init["early_stopping"])
             plugins = _listed(settings.plugins)
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
                 kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
@@ -409,67 +402,6 @@ class SaveFitConfig(SaveConfigCallback):
                 changes = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
                 sys.stderr.write(f"Settings that differ from before, saved in {self.config_filename}: {changes}\n")
         super().setup(trainer, pl_module, stage)
-
-
-def _scan(options: Sequence[str]) -> argparse.Namespace:
-    """What must be known before the real parser runs: the checkpoint's settings are its defaults.
-
-    As there, the last one wins, of flags and of configs.
-
-    Returns:
-        ``configs`` (paths), ``ckpt_path`` and ``data_class`` (of configs), ``data`` and ``root`` (of flags).
-    """
-
-    class ReadConfig(argparse.Action):
-        def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-            if values.lstrip().startswith("{"):
-                return
-            namespace.configs = [*namespace.configs, resolve_config(values)]
-            try:
-                content = yaml.safe_load(Path(namespace.configs[-1]).read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError):
-                return  # for the real parser to report
-            if isinstance(content, dict) and "ckpt_path" in content:
-                namespace.ckpt_path = content["ckpt_path"]
-            if isinstance(content, dict) and isinstance(content.get("data"), dict):
-                namespace.data_class = content["data"].get("class_path", namespace.data_class)
-
-    scanner = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scanner.set_defaults(data_class=None)
-    scanner.add_argument("-c", "--config", dest="configs", action=ReadConfig, default=[])
-    scanner.add_argument("--ckpt_path")
-    scanner.add_argument("--data")
-    scanner.add_argument("--data.root", dest="root")
-    try:
-        found, _ = scanner.parse_known_args(list(options))
-    except ArgumentError as error:
-        raise VocsegError(f"{error.argument_name}: {error.message}") from error
-    found.ckpt_path = None if found.ckpt_path in (None, "null") else str(found.ckpt_path)
-    return found
-
-
-def _with_nested_nulls(options: Sequence[str]) -> list[str]:
-    """``--model.backbone.weights null`` as a config: jsonargparse 4.53 makes the word "None" of a null so deep."""
-    words: list[str] = []
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals and words and words[-1].startswith("--"):  # perhaps the value of the word before
-            name, value = words[-1], option
-        if name.startswith("--") and name.count(".") > 1 and value.lower() in ("null", "~"):
-            words = words if equals else words[:-1]
-            words += ["--config", json.dumps({name.removeprefix("--"): None})]
-        else:
-            words.append(option)
-    return words
-
-
-def _with_voc_for_a_root(options: list[str], found: argparse.Namespace, data_class: str | None) -> list[str]:
-    """``--data.root`` alone means VOC, also where the config is of the synthetic images, which have no root."""
-    names = [word.partition("=")[0] for word in options]
-    if not found.root or str(data_class).rpartition(".")[2] != "SyntheticDataModule":
-        return options
-    index = names.index("--data.root")
-    return options if "--data" in names[:index] else [*options[:index], "--data", "VOCDataModule", *options[index:]]
 
 
 def _last_checkpoints(settings: Any, name: str) -> tuple[Path, str]:

@@ -26,7 +26,8 @@ from vocseg.plots import (
     panels,
     save_png,
 )
-from vocseg.run_folder import OwnedFolder, Run, RunFolder, read_run, write_text
+from vocseg.run_folder import Run, RunFolder, read_run
+from vocseg.saving import OwnedFolder, write_text
 
 SHOWN = 4
 """Number of best and of worst test images that are shown."""

@@ -94,7 +94,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             }
         )
         # a checkpoint passes the configurations instead of the components
-        built: Any = checked_backbone(from_config(backbone, "backbone", nn.Module))
+        built: Any = _checked_backbone(from_config(backbone, "backbone", nn.Module))
         head = factory_from_config(decoder, "decoder", nn.Module)
         sizes = (list(built.channels), list(built.strides), len(self.class_names))
         self.network = SegmentationNetwork(built, head if isinstance(head, nn.Module) else head(*sizes), channels_last)
@@ -252,7 +252,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         """Segments one image, prepared like the images that this task was evaluated on.
 
         Args:
-            image: a path, a PIL image, or an array, uint8 [H, W, 3] (RGB) or [H, W] (grey).
+            image: a path, a PIL image, or an array, [H, W, 3] (RGB) or [H, W] (grey), of uint8, uint16 or floats from 0
+                to 1.
 
         Returns:
             Its label map, uint8 [H, W].
@@ -432,7 +433,7 @@ def _arguments_of_a_subclass(task: SegmentationTask) -> Settings:
     return settings
 
 
-def checked_backbone(backbone: Any) -> Any:
+def _checked_backbone(backbone: Any) -> Any:
     """The backbone, if it keeps the contract.
 
     Raises:

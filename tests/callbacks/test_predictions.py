@@ -10,7 +10,7 @@ from PIL import Image
 
 from vocseg.callbacks import PredictionWriter, TestMasks
 from vocseg.data.datasets import PredictionDataset
-from vocseg.run_folder import OwnedFolder, write_mask
+from vocseg.saving import OwnedFolder, write_mask
 
 
 @pytest.mark.parametrize(

@@ -85,4 +85,4 @@ def test_the_best_epoch_of_a_resumed_run_may_be_before_the_interruption(capsys):
     resumed.load_state_dict(before.state_dict())
     assert train(resumed, epoch=4, label_of_a=0) == "Best epoch 3, val/miou 0.7500: before the interruption.\n"
     better.load_state_dict({"epoch": 0, "miou": 0.1})
-    assert "Validation, best epoch (4)" in train(better, epoch=4, label_of_a=1)
+    assert "Validation, best epoch by val/miou (4)" in train(better, epoch=4, label_of_a=1)

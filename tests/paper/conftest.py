@@ -6,7 +6,8 @@ import pytest
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.metrics import ConfusionMatrices, Result, iou_of, scores_of
 from vocseg.paper.records import write_record
-from vocseg.run_folder import RunFolder, write_mask
+from vocseg.run_folder import RunFolder
+from vocseg.saving import write_mask
 
 FACTS = {"seed": 0, "epochs": 2, "best_epoch": 1, "minutes": 0.5, "device": "a device", "precision": "32-true"}
 CONFIG = "model: {optimizer: {init_args: {lr: 0.5, weight_decay: 0}}, decoder: {init_args: {activation: relu}}}\n"

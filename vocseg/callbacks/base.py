@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vocseg.errors import VocsegError
 from vocseg.metrics import all_gather_objects
-from vocseg.run_folder import OwnedFolder, RunFolder
+from vocseg.run_folder import RunFolder
+from vocseg.saving import OwnedFolder
 
 
 def is_fast_dev_run(trainer: L.Trainer) -> bool:

@@ -25,7 +25,8 @@ from vocseg.data.lists import expand
 from vocseg.errors import VocsegError
 from vocseg.metrics import all_gather_objects
 from vocseg.plots import legend_of, overlay
-from vocseg.run_folder import OwnedFolder, RunFolder, sample_names, unique_names, write_mask, write_text
+from vocseg.run_folder import RunFolder
+from vocseg.saving import OwnedFolder, sample_names, unique_names, write_mask, write_text
 
 THUMBNAIL = (320, 240)
 

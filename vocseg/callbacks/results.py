@@ -17,7 +17,8 @@ from vocseg.callbacks.base import (
     test_samples_of,
 )
 from vocseg.metrics import Result
-from vocseg.run_folder import sample_names, write_result
+from vocseg.run_folder import write_result
+from vocseg.saving import sample_names
 
 
 class ResultTable(L.Callback):
@@ -25,19 +26,27 @@ class ResultTable(L.Callback):
 
     ``test`` also writes its scores to ``test.json`` in the run's folder, and each image's confusion matrix to
     ``test.npz``. The scores are the task's ``results``.
+
+    Args:
+        monitor: the validation score that the best epoch is chosen by; by mIoU for any other name.
+        mode: ``max`` or ``min``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: str = "val/miou", mode: str = "max") -> None:
+        self.monitor = monitor if monitor.startswith("val/") else "val/miou"
+        self.sign = -1 if mode == "min" and self.monitor == monitor else 1
         self._best: dict[str, float] = {}
         self._best_result: Result | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best epoch and its mIoU."""
+        """The best epoch and its score."""
         return self._best
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it: the best epoch of a resumed run may lie before the interruption."""
         self._best = dict(state_dict)
+        if "miou" in self._best:  # vocseg 0.1.0 knew no other score
+            self._best["score"] = self._best.pop("miou")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the best epoch's scores while fitting; prints them after ``validate``."""
@@ -46,8 +55,10 @@ class ResultTable(L.Callback):
             return
         if trainer.state.fn == "validate":
             _print(trainer, pl_module, result, "Validation")
-        elif not self._best or result.miou > self._best["miou"]:
-            self._best = {"epoch": trainer.current_epoch, "miou": result.miou}
+            return
+        score = _score(result, self.monitor.removeprefix("val/"), class_names_of(pl_module))
+        if not self._best or self.sign * score > self.sign * self._best["score"]:
+            self._best = {"epoch": trainer.current_epoch, "score": score}
             self._best_result = result
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,9 +66,15 @@ class ResultTable(L.Callback):
         if not self._best or not trainer.is_global_zero:
             return
         if self._best_result is not None:
-            _print(trainer, pl_module, self._best_result, f"Validation, best epoch ({self._best['epoch']})")
+            _print(
+                trainer,
+                pl_module,
+                self._best_result,
+                f"Validation, best epoch by {self.monitor} ({self._best['epoch']})",
+            )
         else:
-            print("Best epoch {epoch:.0f}, val/miou {miou:.4f}: before the interruption.".format(**self._best))
+            best = f"Best epoch {self._best['epoch']:.0f}, {self.monitor} {self._best['score']:.4f}"
+            print(f"{best}: before the interruption.")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses to replace scores that ``vocseg test`` did not write."""
@@ -121,6 +138,12 @@ def _print(trainer: L.Trainer, pl_module: L.LightningModule, result: Result, tit
     if trainer.is_global_zero:
         console = Console()
         console.print(result_table(result, class_names_of(pl_module), title, colours=console.is_terminal))
+
+
+def _score(result: Result, name: str, class_names: list[str]) -> float:
+    """A score by the name under which the task logs it; mIoU for a name that is not the task's."""
+    scores = {f"iou/{each}": iou for each, iou in zip(class_names, result.iou, strict=True)}
+    return scores.get(name, getattr(result, name, result.miou))
 
 
 def _judged(value: float, least: float, colours: bool) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from vocseg.data.labels import VOC_PALETTE
 from vocseg.data.text import read_lines
 from vocseg.errors import VocsegError
-from vocseg.run_folder import OwnedFolder
+from vocseg.saving import OwnedFolder
 
 TRAINAUG = "trainaug"
 AUGMENTED_MASKS = "SegmentationClassAug"

@@ -27,13 +27,11 @@ from vocseg.run_folder import (
     RunFolder,
     read_lines,
     read_run,
-    replacing_folder,
-    write_json,
     write_lines,
     write_matrices,
     write_result,
-    write_text,
 )
+from vocseg.saving import replacing_folder, write_json, write_text
 
 
 def write_record(

@@ -15,7 +15,8 @@ from vocseg.experiments import experiments_folder, resolve_config
 from vocseg.lightning_cli import VocsegCLI, run
 from vocseg.paper.protocol import PaperProtocol
 from vocseg.paper.records import check_replaceable, provenance, read_record, write_record
-from vocseg.run_folder import RunFolder, read_run, sample_names
+from vocseg.run_folder import RunFolder, read_run
+from vocseg.saving import sample_names
 
 PROTOCOL = f"--trainer.callbacks+={PaperProtocol.__module__}.{PaperProtocol.__qualname__}"
 """The option that adds the paper's protocol; it comes last, because ``--trainer.callbacks`` replaces earlier ones."""

@@ -15,7 +15,8 @@ from vocseg.paper.protocol import paper_inferred
 from vocseg.paper.records import read_record
 from vocseg.paper.rows import Declared, Row, declared
 from vocseg.plots import coloured, legend_of, losses_figure, panels, save_png
-from vocseg.run_folder import SPLITS, Run, write_text
+from vocseg.run_folder import SPLITS, Run
+from vocseg.saving import write_text
 
 BEGIN, END = "<!-- tables: written by `vocseg paper tables` -->", "<!-- end of tables -->"
 
