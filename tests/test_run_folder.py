@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_previous_file(write, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vocseg.run_folder import replacing_folder, write_atomically
+from vocseg.saving import replacing_folder, write_atomically
 
 def write(file):
     file.write(b"incomplete")

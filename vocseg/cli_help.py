@@ -35,6 +35,7 @@ def help_text(subcommand: str) -> str:
         *_option("--config, -c", "a config file, or the name of a packaged experiment (vocseg experiments)"),
         *_option("--print_config", "print all settings and exit"),
         *_option("--ckpt_path", _CHECKPOINT[subcommand != "fit"]),
+        *_option("--init_from", "fit: start a new training from the weights of a run, a checkpoint or a state dict"),
         *_option("--name", "name of the run's folder; by default the names of the configs, joined by a hyphen"),
         *_option("--seed_everything", "seed of all random draws (default: 0)"),
         *_option("--early_stopping", "stop after this many validations without a better --checkpoint.monitor"),

@@ -38,6 +38,7 @@ from vocseg.callbacks import (
     PredictionWriter,
     ResultTable,
     ScoreFigures,
+    SplitLists,
     StepSeeds,
     StopOnNaN,
     TestMasks,
@@ -163,6 +164,12 @@ class VocsegCLI(LightningCLI):
             default=None,
             help="Stop after this many validations without a better --checkpoint.monitor (default: never).",
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Start a new training from the weights of a run, a checkpoint or a state dict, as far as they fit.",
+        )
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(MaskPreviews, "previews")
@@ -283,7 +290,7 @@ class VocsegCLI(LightningCLI):
                 # logged again, would hide those of all later epochs
                 kwargs["logger"] = False
             if not settings.fast_dev_run and self.subcommand == "fit":
-                callbacks += [LearningRateMonitor("epoch"), MetricsCSV(), Charts()]
+                callbacks += [LearningRateMonitor("epoch"), MetricsCSV(), SplitLists(), Charts()]
         if self.subcommand == "fit":
             callbacks += self._fit_callbacks(best, init["early_stopping"])
             plugins = _listed(settings.plugins)
@@ -332,6 +339,15 @@ class VocsegCLI(LightningCLI):
                 f"--checkpoint.dirpath: {_shown(others[0])} is of another run, and would be replaced. Name another "
                 "folder, or resume that run with --ckpt_path last"
             )
+
+    def before_fit(self) -> None:
+        """Takes the weights of ``--init_from``; a resumed run has its own."""
+        source = self._settings().init_from
+        if source is None or self._checkpoint is not None:
+            return
+        if not isinstance(self.model, SegmentationTask):
+            raise VocsegError(f"--init_from needs a SegmentationTask; {type(self.model).__name__} is none.")
+        self.model.init_from(source)
 
     def after_fit(self) -> None:
         """Prints where the run's files are and what to paste next."""
@@ -394,7 +410,8 @@ class SaveFitConfig(SaveConfigCallback):
         if saved:
             before = _flat(yaml.safe_load(saved[-1].read_text(encoding="utf-8")))
             now = _flat(yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
-            names = [name for name in {**before, **now} if before.get(name) != now.get(name) and name != "ckpt_path"]
+            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            names = [name for name in changed if name not in ("ckpt_path", "init_from")]  # where a run starts from
             if not names:
                 return
             self.config_filename = f"config_{len(saved)}.yaml"

@@ -96,6 +96,10 @@ class RunFolder:
         """The scores of a split, as JSON."""
         return self.path / f"{split}.json"
 
+    def split_list(self, split: str) -> Path:
+        """The names of the images that the run trained (``train``) or validated (``val``) on."""
+        return self.path / f"{split}.txt"
+
     def matrices(self, split: str) -> Path:
         """The confusion matrix of each image of a split (:class:`vocseg.metrics.ConfusionMatrices`)."""
         return self.path / f"{split}.npz"

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Self, cast
 
 import lightning as L
 import numpy as np
@@ -20,6 +21,7 @@ from vocseg.components import SavesInitArgs, class_path_of, factory_from_config,
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.errors import VocsegError
 from vocseg.inference import batch_logits, label_map, preprocess, probability_map
+from vocseg.initialization import start_from
 from vocseg.losses import CrossEntropy, inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
 from vocseg.network import SegmentationNetwork
@@ -159,6 +161,18 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """The logits of normalised images, float [B, 3, H, W], of any size: float32 [B, C, H, W]."""
         return self.network(image)
+
+    def init_from(self, source: str | Path) -> Self:
+        """Starts a new training from the weights of another one, as far as they fit; reports what does not.
+
+        Args:
+            source: as :func:`vocseg.initialization.start_from`.
+
+        Raises:
+            VocsegError: the source does not exist, does not load safely, or holds nothing that fits.
+        """
+        start_from(self.network, self.class_names, source)
+        return self
 
     def setup(self, stage: str) -> None:
         """Remembers how the data module prepares images, for :meth:`segment`; gives the parts their trainer."""
@@ -324,7 +338,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         if names is not None and list(names) != self.class_names:
             raise VocsegError(
                 f"The checkpoint was trained on {len(names)} classes ({_some(names)}), but the data has "
-                f"{len(self.class_names)} ({_some(self.class_names)})."
+                f"{len(self.class_names)} ({_some(self.class_names)}). To start a new training from its weights: "
+                "--init_from, or SegmentationTask(...).init_from(path)."
             )
         checkpoint["state_dict"] = with_current_keys(checkpoint["state_dict"])
         check_fits(checkpoint["state_dict"], self.state_dict(), "The checkpoint", "the network as configured")

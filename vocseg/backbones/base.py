@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor
 
 from vocseg.components import NetworkPart
 from vocseg.errors import VocsegError, nearest
-from vocseg.state_dicts import check_fits
+from vocseg.state_dicts import backbone_state, check_fits, read_weights
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -21,8 +20,9 @@ class Backbone(NetworkPart):
     checkpoints from which the backbone can be rebuilt.
 
     Args:
-        weights: name of one of torchvision's weights for this network (``IMAGENET1K_V1``), the path of a state dict, or
-            None. ``load_pretrained`` reads them; the constructor does not.
+        weights: name of one of torchvision's weights for this network (``IMAGENET1K_V1``), the path of a state dict or
+            of a vocseg checkpoint with the same backbone, or None. ``load_pretrained`` reads them; the constructor does
+            not.
         freeze: see ``freeze``.
     """
 
@@ -100,18 +100,14 @@ class Backbone(NetworkPart):
                     "pass the file: --model.backbone.weights /path/to/weights.pth"
                 ) from error
         try:
-            state = torch.load(source, map_location="cpu", weights_only=True)
+            state = backbone_state(read_weights(source))
         except FileNotFoundError as error:
             raise VocsegError(
                 f"There are no weights {source!r}: no such file"
                 + (f", and not one of the names {', '.join(names)}." if names else ".")
                 + nearest(source, names)
             ) from error
-        except Exception as error:  # torch raises many kinds of exceptions for a damaged or untrusted file
-            raise VocsegError(
-                f"The weights file {source} is not a state dict that loads safely: {_first_line(error)}"
-            ) from error
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        if not state:
             raise VocsegError(
                 f"The weights file {source} holds no plain state dict (a dictionary from names to tensors)."
             )
@@ -121,7 +117,3 @@ class Backbone(NetworkPart):
 def _forget_pretrained(backbone: Backbone, _incompatible_keys: Any) -> None:
     """Cancels the pending weights; runs after each ``load_state_dict``."""
     backbone._pending_weights = None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,7 @@ from vocseg.callbacks.metrics_csv import MetricsCSV
 from vocseg.callbacks.predictions import PredictionWriter, TestMasks
 from vocseg.callbacks.progress import LineProgress
 from vocseg.callbacks.results import ResultTable
+from vocseg.callbacks.split_lists import SplitLists
 from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "PredictionWriter",
     "ResultTable",
     "ScoreFigures",
+    "SplitLists",
     "StepSeeds",
     "StopOnNaN",
     "TestMasks",
