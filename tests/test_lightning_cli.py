@@ -506,6 +506,18 @@ def mistakes(voc_root):
             [*fit, "--model.lr", 1],
             "There is no option 'model.lr'. Did you mean 'model.optimizer.lr'?",
         ),
+        "schedule lacks": (
+            [*fit, "--model.schedule", "StepLR"],
+            "a setting is missing: --model.schedule.step_size VALUE",
+        ),
+        "schedule's value": (
+            [*fit, "--model.schedule", "StepLR", "--model.schedule.step_size", "x"],
+            "model.schedule.step_size: expected int, got x\n",
+        ),
+        "schedule's name": (
+            [*fit, "--model.schedule", "ReduceLROnPlateau"],
+            "Give the full path of one of them: torch.optim.lr_scheduler.ReduceLROnPlateau",
+        ),
         "schedule's setting": ([*fit, "--model.kind", "poly"], "Did you mean 'model.schedule.kind'"),
         "config without its option": (["fit", "quickstart"], "--config quickstart"),
         "abbreviation": ([*fit, "--trainer.max_epoch", 3], "Did you mean 'trainer.max_epochs'"),

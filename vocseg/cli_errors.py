@@ -40,6 +40,8 @@ _NESTED = {
 }
 """Components whose settings users look for one level too high: ``--model.lr``."""
 
+_NOT_SETTINGS = ("self", "channels", "strides", "num_classes", "params", "optimizer", "last_epoch")
+
 
 def explain(message: str, configs: Sequence[str], parser: LightningArgumentParser) -> str:
     """Explains a parsing error in one to six lines.
@@ -68,10 +70,15 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
     if required:
         prefix = f"--{key}." if key else "--"
         missing = ", ".join(prefix + name.strip() for name in required.split(","))
+        if key:
+            return f"{key}: a setting is missing: {missing} VALUE"
         return (
             f"Missing options: {missing}. A config contains them, for example --config quickstart "
             "(`vocseg experiments` lists all)."
         )
+    ambiguous = _found(r"Give the full class path to avoid ambiguity: ([\w., ]+)\.", message)
+    if ambiguous:
+        return f"{key}: several classes have this name. Give the full path of one of them: {ambiguous}"
     unknown_class = _found(r"[Ee]xpected a dot import path string: (\S+)", message)
     if unknown_class:
         names = _class_names(key)
@@ -175,11 +182,12 @@ def _settings_of(cls: type) -> list[str]:
         names |= {parameter.name: None for parameter in plain}
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return [name for name in names if name not in ("self", "channels", "strides", "num_classes", "params")]
+    return [name for name in names if name not in _NOT_SETTINGS]
 
 
 def _plain(expected: str) -> str:
     """Turns ``Expected a <class 'int'>. Got value: x`` into ``expected int, got x``."""
     expected = re.sub(r"<class '(\w+)'>", r"\1", expected).replace("typing.", "")
     expected = re.sub(r"Literal\[(.*?)\]", r"one of \1", expected)
+    expected = expected.split(". Got value: Namespace(")[0]
     return expected.replace("Expected a ", "expected ").replace(". Got value: ", ", got ").rstrip(".")
