@@ -67,8 +67,8 @@ class SegmentationDataModule(L.LightningDataModule):
         image_size: height and width of the network's input in pixels, or one number for both.
         batch_size: images per batch and process.
         num_workers: worker processes that load data; None: one per CPU core, at most 8.
-        train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper) or a list of
-            albumentations transforms.
+        train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper, jitter,
+            jitter_strong; see ``TRAIN_PIPELINES``) or a list of albumentations transforms.
         eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
             resize and change colours.
         void_trains_as: in training, void pixels are ``ignored`` or have the label 0 (``background``). Pixels that a
