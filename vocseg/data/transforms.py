@@ -198,7 +198,7 @@ class Pipeline:
         self.void_label = void_label
 
     def __call__(
-        self, image: np.ndarray, mask: np.ndarray | None = None, epoch: int = 0, index: int = 0
+        self, image: np.ndarray, mask: np.ndarray | None = None, epoch: int = 0, index: int = 0, stream: int = 0
     ) -> dict[str, Tensor]:
         """Transforms one sample.
 
@@ -207,11 +207,12 @@ class Pipeline:
             mask: labels uint8 [H, W], 255 = void, or None.
             epoch: counted from 0.
             index: the index of the sample in the split's list.
+            stream: another number gives other draws for the same epoch and index.
 
         Returns:
             ``image`` float32 [3, h, w], normalised, and, if a mask is given, ``mask`` int64 [h, w].
         """
-        seeds = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)
+        seeds = np.random.SeedSequence([self.seed, epoch, index, *([stream] if stream else [])]).generate_state(2)
         self.compose.set_random_state(np.random.default_rng(seeds[0]), random.Random(int(seeds[1])))
         if mask is None:
             return {"image": to_tensor(self.compose(image=image)["image"])}
