@@ -133,7 +133,7 @@ def test_named_pipelines_return_the_image_size_and_known_labels(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "variants"), [("resize", 1), ("flip", 2), ("flip_both", 4), ("affine", 10), ("paper", 10)]
+    ("name", "variants"), [("resize", 1), ("flip", 2), ("flip_both", 4), ("affine", 10), ("paper", 10), ("jitter", 10)]
 )
 def test_named_pipelines_produce_the_expected_number_of_variants(name, variants):
     images = {
@@ -150,3 +150,22 @@ def test_pixels_that_a_transform_adds_stay_void_if_void_is_background():
     assert set(labels[:, :20].unique().tolist()) == {255}
     assert set(labels[:, 60:].unique().tolist()) == {0}
     assert mask[0, 79] == 255  # the given array is not changed
+
+
+@pytest.mark.parametrize(("name", "largest"), [("jitter", 2.0), ("jitter_strong", 1.5)])
+def test_jitter_scales_an_object_by_at_least_half_and_pads_small_images_with_void(name, largest):
+    image, mask = np.full((60, 80, 3), 128, np.uint8), np.zeros((60, 80), np.uint8)
+    mask[20:40, 20:50] = 7
+    scales, voids = [], []
+    for index in range(60):
+        labels = Pipeline(TRAIN_PIPELINES[name](200, 200), 21)(image, mask, index=index)["mask"].numpy()
+        height, width = (int((labels == 7).any(axis).sum()) for axis in (1, 0))
+        assert abs(height / 20 - width / 30) <= 0.1  # the aspect ratio is kept
+        scales.append(height / 20)
+        voids.append((labels == 255).mean())
+        assert (labels == 255).mean() == pytest.approx(
+            1 - min(200, 60 * scales[-1]) * 80 * scales[-1] / 200**2, abs=0.04
+        )
+    assert 0.45 <= min(scales) < 0.6
+    assert largest - 0.15 < max(scales) <= largest + 0.05
+    assert max(voids) > 0.8

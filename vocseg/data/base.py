@@ -67,8 +67,8 @@ class SegmentationDataModule(L.LightningDataModule):
         image_size: height and width of the network's input in pixels, or one number for both.
         batch_size: images per batch and process.
         num_workers: worker processes that load data; None: one per CPU core, at most 8.
-        train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper) or a list of
-            albumentations transforms.
+        train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper, jitter,
+            jitter_strong; see ``TRAIN_PIPELINES``) or a list of albumentations transforms.
         eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
             resize and change colours.
         void_trains_as: in training, void pixels are ``ignored`` or have the label 0 (``background``). Pixels that a
@@ -94,6 +94,10 @@ class SegmentationDataModule(L.LightningDataModule):
         exif_rotation: rotate images as their EXIF orientation says. Give false if the masks were drawn on the pixels as
             stored. Only different sizes reveal a wrong setting: a square image, or one that EXIF rotates by 180 degrees
             or flips, fits its mask either way.
+        copy_paste: the probability with which objects of another training image are pasted onto a training image: all
+            pixels of half of its classes (see :func:`vocseg.data.copy_paste.paste_objects`). The label 0 counts as
+            background. A band of 3 pixels around them is void and ignored, also if ``void_trains_as`` is
+            ``background``. ``train_transforms`` must give every image the same size, as all named pipelines do.
 
     Raises:
         VocsegError: a setting or a file is not usable; the message says how to mend it.
@@ -122,6 +126,7 @@ class SegmentationDataModule(L.LightningDataModule):
         ignore_classes: list[str] | None = None,
         bit_depth: int | None = None,
         exif_rotation: bool = True,
+        copy_paste: float = 0.0,
     ) -> None:
         super().__init__()
         self.class_names = check_class_names(class_names)
@@ -139,6 +144,9 @@ class SegmentationDataModule(L.LightningDataModule):
         self.eval_transforms = make_transforms(eval_transforms, EVAL_PIPELINES, self.image_size, "eval_transforms")
         check_choice("void_trains_as", void_trains_as, ("ignored", "background"))
         self.void_trains_as = void_trains_as
+        if not 0 <= copy_paste <= 1:
+            raise VocsegError(f"copy_paste is a probability and must be in 0 to 1, got {copy_paste}.")
+        self.copy_paste = copy_paste
         self.in_memory, self.seed = in_memory, seed
         self.train_images, self.split_seed = train_images, split_seed
         self.predict_path, self.recursive = predict_path, recursive
@@ -160,6 +168,7 @@ class SegmentationDataModule(L.LightningDataModule):
                 "ignore_classes": ignore_classes,
                 "bit_depth": bit_depth,
                 "exif_rotation": exif_rotation,
+                "copy_paste": copy_paste,
             }
         )
         self.datasets: dict[str, SegmentationDataset | PredictionDataset] = {}
@@ -200,7 +209,13 @@ class SegmentationDataModule(L.LightningDataModule):
                 arrays = [sample.arrays for sample in checked[role] if sample.arrays is not None]
             pipeline = self._pipeline("train" if role == "train" else "eval")
             datasets[role] = SegmentationDataset(
-                samples, pipeline, role != "train", arrays, self.mask_reader, self.image_reader
+                samples,
+                pipeline,
+                role != "train",
+                arrays,
+                self.mask_reader,
+                self.image_reader,
+                self.copy_paste if role == "train" else 0.0,
             )
         for note in check_labels(checked, self.mask_reader, default_classes=self.has_default_classes):
             rank_zero_info(f"Note: {note}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
+from vocseg.data.copy_paste import paste_objects
 from vocseg.data.files import ImageReader, Sample, read_sample
 from vocseg.data.labels import VOID
 from vocseg.data.masks import MaskReader
@@ -38,6 +39,7 @@ class SegmentationDataset(Dataset):
         arrays: the decoded samples if they are kept in memory, else empty.
         masks: reads the masks; None: their values are the labels.
         images: reads the images; None: ``ImageReader()``.
+        copy_paste: the probability with which the objects of another sample are pasted onto an item.
 
     Raises:
         VocsegError: (when indexed) a file cannot be read or the transforms fail on it.
@@ -51,8 +53,10 @@ class SegmentationDataset(Dataset):
         arrays: Sequence[tuple[np.ndarray, np.ndarray]] = (),
         masks: MaskReader | None = None,
         images: ImageReader | None = None,
+        copy_paste: float = 0.0,
     ) -> None:
         self.samples, self.pipeline, self.evaluates, self.arrays = samples, pipeline, evaluates, arrays
+        self.copy_paste = copy_paste
         self._times_read: dict[int, int] = {}
         self.masks = masks or MaskReader([f"class {label}" for label in range(pipeline.num_classes)])
         self.images = images or ImageReader()
@@ -68,9 +72,22 @@ class SegmentationDataset(Dataset):
         item: dict[str, Any] = {"index": index}
         with _name_file_in_errors(self.samples[index].image, image):
             item.update(self.pipeline(image, mask, epoch=epoch, index=index))
+        if self.copy_paste:
+            item.update(self._paste(item, epoch, index))
         if self.evaluates:
             item.update(original_mask=torch.from_numpy(mask), input_size=tuple(item["image"].shape[-2:]))
         return item
+
+    def _paste(self, item: dict[str, Any], epoch: int, index: int) -> dict[str, Tensor]:
+        """Pastes objects of another sample onto an item, or of none. The draws depend on (seed, epoch, index) too."""
+        rng = np.random.default_rng([self.pipeline.seed, epoch, index, 1])
+        if rng.random() >= self.copy_paste or len(self) == 1:
+            return {}
+        other = (index + int(rng.integers(1, len(self)))) % len(self)
+        image, mask = self.stored(other)
+        with _name_file_in_errors(self.samples[other].image, image):
+            source = self.pipeline(image, mask, epoch=epoch, index=index, stream=2)
+        return paste_objects(item, source, rng)
 
     def _next_epoch(self, index: int) -> int:
         """A number that differs each time that an index is read, and follows from torch's seed and the loader."""

@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version online
 
 import albumentations as A
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,6 +39,25 @@ def _random_crop(height: int, width: int) -> A.BasicTransform:
     return A.RandomResizedCrop((height, width), scale=(0.25, 1.0), area_for_downscale="image")
 
 
+def _scale_jitter(height: int, width: int, low: float, high: float) -> list[A.BasicTransform]:
+    fill = [round(255 * value) for value in MEAN]
+    return [
+        A.RandomScale(scale_limit=(low - 1, high - 1), area_for_downscale="image", p=1.0),
+        A.PadIfNeeded(height, width, border_mode=cv2.BORDER_CONSTANT, fill=fill),
+        A.RandomCrop(height, width),
+        A.HorizontalFlip(p=0.5),
+    ]
+
+
+def _photometric_distortion() -> list[A.BasicTransform]:
+    return [
+        A.RandomBrightnessContrast(brightness_limit=32 / 255, contrast_limit=0.0, p=0.5),
+        A.RandomBrightnessContrast(brightness_limit=0.0, contrast_limit=0.5, p=0.5),
+        A.ColorJitter(brightness=0.0, contrast=0.0, saturation=0.5, hue=0.0, p=0.5),
+        A.ColorJitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.1, p=0.5),
+    ]
+
+
 TRAIN_PIPELINES: dict[str, PipelineFactory] = {
     "resize": lambda height, width: [_resize(height, width)],
     "flip": lambda height, width: [_resize(height, width), A.HorizontalFlip(p=0.5)],
@@ -54,6 +74,13 @@ TRAIN_PIPELINES: dict[str, PipelineFactory] = {
         A.HorizontalFlip(p=0.5),
         A.VerticalFlip(p=0.5),
     ],
+    "jitter": lambda height, width: [*_scale_jitter(height, width, 0.5, 2.0), *_photometric_distortion()],
+    "jitter_strong": lambda height, width: [
+        *_scale_jitter(height, width, 0.5, 1.5),
+        A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+        A.ToGray(p=0.1),
+        A.GaussianBlur(blur_limit=(3, 7), p=0.2),
+    ],
 }
 """The pipelines that ``train_transforms`` can name, as functions of the image height and width.
 
@@ -64,6 +91,13 @@ TRAIN_PIPELINES: dict[str, PipelineFactory] = {
   then resize.
 - ``crop``: crop 25 to 100 % of the area, resize, flip left to right with probability 0.5, jitter the colours.
 - ``paper``: affine, crop, both flips: the kinds of augmentation that the paper names. It does not give their ranges.
+- ``jitter``: scale by 0.5 to 2 of the file's size, keeping the aspect ratio, crop the image size out of it and pad what
+  is missing (with ImageNet's mean colour; void in the mask), flip left to right with probability 0.5. Then, each with
+  probability 0.5, change the brightness by up to 32 of 255, the contrast and the saturation by a factor of 0.5 to 1.5,
+  and the hue by up to 36 degrees. The scales are those of DeepLab (Chen et al. 2018), the colours those of SSD (Liu et
+  al. 2016).
+- ``jitter_strong``: as jitter, but for little data: scale by 0.5 to 1.5, jitter the colours with probability 0.8, then
+  turn 10 % of the images grey and blur 20 %.
 
 Images are downscaled by area averaging, which avoids aliasing. Masks are resized with nearest-neighbour sampling.
 """
@@ -164,7 +198,7 @@ class Pipeline:
         self.void_label = void_label
 
     def __call__(
-        self, image: np.ndarray, mask: np.ndarray | None = None, epoch: int = 0, index: int = 0
+        self, image: np.ndarray, mask: np.ndarray | None = None, epoch: int = 0, index: int = 0, stream: int = 0
     ) -> dict[str, Tensor]:
         """Transforms one sample.
 
@@ -173,11 +207,12 @@ class Pipeline:
             mask: labels uint8 [H, W], 255 = void, or None.
             epoch: counted from 0.
             index: the index of the sample in the split's list.
+            stream: another number gives other draws for the same epoch and index.
 
         Returns:
             ``image`` float32 [3, h, w], normalised, and, if a mask is given, ``mask`` int64 [h, w].
         """
-        seeds = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)
+        seeds = np.random.SeedSequence([self.seed, epoch, index, *([stream] if stream else [])]).generate_state(2)
         self.compose.set_random_state(np.random.default_rng(seeds[0]), random.Random(int(seeds[1])))
         if mask is None:
             return {"image": to_tensor(self.compose(image=image)["image"])}
