@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         MobileNetV2,
         ResNet,
         StridedEncoder,
+        Timm,
         UNetEncoder,
     )
     from vocseg.data.base import SegmentationDataModule
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         ResidualDecoder,
         SkipDecoder,
         UNetDecoder,
+        UPerNet,
     )
     from vocseg.errors import VocsegError
     from vocseg.losses import CrossEntropy, FocalLoss
@@ -55,21 +57,31 @@ __all__ = [
     "SkipDecoder",
     "StridedEncoder",
     "SyntheticDataModule",
+    "Timm",
     "UNetDecoder",
     "UNetEncoder",
+    "UPerNet",
     "VOCDataModule",
     "VocsegError",
     "__version__",
 ]
 
 _MODULES = {
-    "vocseg.backbones": ("Backbone", "ListedUNetEncoder", "MobileNetV2", "ResNet", "StridedEncoder", "UNetEncoder"),
+    "vocseg.backbones": (
+        "Backbone",
+        "ListedUNetEncoder",
+        "MobileNetV2",
+        "ResNet",
+        "StridedEncoder",
+        "Timm",
+        "UNetEncoder",
+    ),
     "vocseg.data.base": ("SegmentationDataModule",),
     "vocseg.data.folder": ("FolderDataModule",),
     "vocseg.data.synthetic": ("SyntheticDataModule",),
     "vocseg.data.voc": ("VOCDataModule",),
     "vocseg.decoders": (
-        *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder"),
+        *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder", "UPerNet"),
     ),
     "vocseg.errors": ("VocsegError",),
     "vocseg.losses": ("CrossEntropy", "FocalLoss"),

@@ -54,7 +54,8 @@ def start_from(network: SegmentationNetwork, class_names: Sequence[str], source:
     content = read_weights(path)
     saved = network_state(content)
     if not any(key.startswith(("backbone.", "decoder.")) for key in saved):
-        saved = {f"backbone.{key}": value for key, value in saved.items()}
+        translate = getattr(network.backbone, "translate", dict)
+        saved = {f"backbone.{key}": value for key, value in translate(saved).items()}
     names = (content.get(L.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY) or {}).get("class_names")
     start = Start()
     own = network.state_dict()

@@ -318,7 +318,7 @@ class VocsegCLI(LightningCLI):
             raise VocsegError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def _fit_callbacks(self, best: ModelCheckpoint, patience: int | None, ema: float | None) -> list[L.Callback]:
-        """Averages and early stopping if wanted, guards, the best checkpoint, and after it (with its score) the last."""
+        """Averages and early stopping if wanted, guards, the best checkpoint, then (with its score) the last."""
         # save_last of the best one would write only when there is a new best
         last = LastCheckpoint(best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.best, self.last = best, last

@@ -1,8 +1,9 @@
 """The base class of all backbones: deferred loading of pretrained weights, and freezing that lasts."""
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vocseg.components import NetworkPart
 from vocseg.errors import VocsegError, nearest
@@ -23,7 +24,8 @@ class Backbone(NetworkPart):
         weights: name of one of torchvision's weights for this network (``IMAGENET1K_V1``), the path of a state dict or
             of a vocseg checkpoint with the same backbone, or None. ``load_pretrained`` reads them; the constructor does
             not.
-        freeze: see ``freeze``.
+        freeze: True, nothing of this backbone is trained; or patterns of the names of its modules, with ``*`` for any
+            characters (``["layer1", "*.bn*"]``): what is in these modules is not trained.
     """
 
     channels: list[int]
@@ -35,9 +37,11 @@ class Backbone(NetworkPart):
     unused_weights: tuple[str, ...] = ()
     """Prefixes of the keys in a pretrained state dict that segmentation does not use."""
 
-    def __init__(self, weights: str | None = None, freeze: bool = False) -> None:
+    def __init__(self, weights: str | None = None, freeze: bool | list[str] = False) -> None:
         super().__init__()
-        self.frozen = freeze
+        self.frozen = freeze is True
+        self._freeze = freeze
+        self._frozen_modules: list[nn.Module] = []
         self._pending_weights: str | None = weights
         self.register_load_state_dict_post_hook(_forget_pretrained)
 
@@ -59,15 +63,46 @@ class Backbone(NetworkPart):
         super().freeze()
         return self
 
+    def freeze_as_set(self, network: nn.Module | None = None) -> None:
+        """Freezes what the setting ``freeze`` says; subclasses call it when they have their modules.
+
+        A frozen module gets no gradients, and stays in eval mode: the statistics of its batch norms do not change.
+
+        Args:
+            network: the names are those of its modules; None: of this backbone's.
+
+        Raises:
+            VocsegError: a pattern matches no module.
+        """
+        if isinstance(self._freeze, bool):
+            if self._freeze:
+                self.freeze()
+            return
+        modules = {name: module for name, module in (network or self).named_modules() if name}
+        for pattern in self._freeze:
+            found = [module for name, module in modules.items() if fnmatchcase(name, pattern)]
+            if not found:
+                raise VocsegError(
+                    f"freeze: no module of {type(self).__name__} is named {pattern!r}.{nearest(pattern, modules)}"
+                )
+            for module in found:
+                module.requires_grad_(False)
+            self._frozen_modules += found
+        self.train(self.training)
+
     def unfreeze(self) -> Self:
         """Reverts ``freeze``."""
         self.frozen = False
+        self._frozen_modules.clear()
         super().unfreeze()
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Sets training mode, unless the backbone is frozen: its batch-norm statistics must not change."""
-        return super().train(mode and not self.frozen)
+        """Sets training mode, except of what is frozen: its batch-norm statistics must not change."""
+        super().train(mode and not self.frozen)
+        for module in self._frozen_modules:
+            module.eval()
+        return self
 
     def load_pretrained(self) -> None:
         """Loads the pretrained weights. The task calls this when a new training starts.
@@ -82,11 +117,13 @@ class Backbone(NetworkPart):
         if self._pending_weights is None:
             return
         source = self._pending_weights
-        state = {
-            key: value for key, value in self._read_weights(source).items() if not key.startswith(self.unused_weights)
-        }
+        state = self.translate(self._read_weights(source))
         check_fits(state, self.state_dict(), f"The weights file or name {source!r}", type(self).__name__)
         self.load_state_dict(state, strict=False)
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gives a pretrained state dict the keys of this backbone, without what segmentation does not use."""
+        return {key: value for key, value in state.items() if not key.startswith(self.unused_weights)}
 
     def _read_weights(self, source: str) -> dict[str, Tensor]:
         enum = self.torchvision_weights

@@ -22,7 +22,7 @@ class StridedEncoder(Backbone):
         self,
         activation: Activation = "relu",
         widths: tuple[int, ...] = (32, 64, 128, 256, 512),
-        freeze: bool = False,
+        freeze: bool | list[str] = False,
     ) -> None:
         super().__init__(freeze=freeze)
         self.channels = list(widths)
@@ -32,8 +32,7 @@ class StridedEncoder(Backbone):
             for before, after in zip((3, *widths), widths, strict=False)
         )
         xavier_(self)
-        if freeze:
-            self.freeze()
+        self.freeze_as_set()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See ``Backbone.forward``. Features at strides 2, 4, 8, ..., one per block."""

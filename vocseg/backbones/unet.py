@@ -21,14 +21,13 @@ class UNetEncoder(Backbone):
         freeze: do not train this backbone.
     """
 
-    def __init__(self, width: int = 64, activation: Activation = "relu", freeze: bool = False) -> None:
+    def __init__(self, width: int = 64, activation: Activation = "relu", freeze: bool | list[str] = False) -> None:
         super().__init__(freeze=freeze)
         self.channels = [width * 2**level for level in range(5)]
         self.strides = [2**level for level in range(5)]
         self.levels = _pairs_of_convolutions(self.channels, activation, padding=1)
         xavier_(self)
-        if freeze:
-            self.freeze()
+        self.freeze_as_set()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See ``Backbone.forward``. Features at strides 1, 2, 4, 8 and 16."""
@@ -51,14 +50,13 @@ class ListedUNetEncoder(Backbone):
         freeze: do not train this backbone.
     """
 
-    def __init__(self, activation: Activation = "relu", freeze: bool = False) -> None:
+    def __init__(self, activation: Activation = "relu", freeze: bool | list[str] = False) -> None:
         super().__init__(freeze=freeze)
         self.channels = [64, 128, 256, 512, 1024]
         self.strides = [1] * 5
         self.levels = _pairs_of_convolutions(self.channels, activation, padding=0)
         xavier_(self)
-        if freeze:
-            self.freeze()
+        self.freeze_as_set()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Computes the features, float [B, channels[i], H - 4 (i + 1), W - 4 (i + 1)].

@@ -42,3 +42,20 @@ def check_strides_double(strides: list[int], decoder: str) -> None:
             f"{decoder} needs a backbone whose strides double from each feature to the next, but they are "
             f"{', '.join(map(str, strides))}. SkipDecoder takes any strides."
         )
+
+
+def check_pyramid(strides: list[int], decoder: str) -> None:
+    """Checks that there are at least two features, and that their strides grow.
+
+    Args:
+        strides: strides of the backbone's features.
+        decoder: name of the decoder that needs it, for the message.
+
+    Raises:
+        VocsegError: there are not, as with a plain vision transformer.
+    """
+    if len(strides) < 2 or any(after <= before for before, after in pairwise(strides)):
+        raise VocsegError(
+            f"{decoder} needs features of at least two strides, shallow to deep, but they are "
+            f"{', '.join(map(str, strides)) or 'none'}. LinearHead and DPT take features of one stride."
+        )
