@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         UNetDecoder,
     )
     from vocseg.errors import VocsegError
-    from vocseg.losses import CrossEntropy, FocalLoss
+    from vocseg.losses import CrossEntropy, Dice, FocalLoss, LovaszSoftmax, OHEMCrossEntropy, SumOfLosses
     from vocseg.network import SegmentationNetwork
     from vocseg.schedules import Schedule
     from vocseg.task import SegmentationTask
@@ -41,11 +41,14 @@ __all__ = [
     "CrossEntropy",
     "Decoder",
     "DeconvDecoder",
+    "Dice",
     "FocalLoss",
     "FolderDataModule",
     "ListedUNetDecoder",
     "ListedUNetEncoder",
+    "LovaszSoftmax",
     "MobileNetV2",
+    "OHEMCrossEntropy",
     "ResNet",
     "ResidualDecoder",
     "Schedule",
@@ -54,6 +57,7 @@ __all__ = [
     "SegmentationTask",
     "SkipDecoder",
     "StridedEncoder",
+    "SumOfLosses",
     "SyntheticDataModule",
     "UNetDecoder",
     "UNetEncoder",
@@ -72,7 +76,7 @@ _MODULES = {
         *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder"),
     ),
     "vocseg.errors": ("VocsegError",),
-    "vocseg.losses": ("CrossEntropy", "FocalLoss"),
+    "vocseg.losses": ("CrossEntropy", "Dice", "FocalLoss", "LovaszSoftmax", "OHEMCrossEntropy", "SumOfLosses"),
     "vocseg.network": ("SegmentationNetwork",),
     "vocseg.schedules": ("Schedule",),
     "vocseg.task": ("SegmentationTask",),
