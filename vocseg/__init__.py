@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         UPerNet,
     )
     from vocseg.errors import VocsegError
-    from vocseg.losses import CrossEntropy, FocalLoss
+    from vocseg.losses import CrossEntropy, Dice, FocalLoss, LovaszSoftmax, OHEMCrossEntropy, SumOfLosses
     from vocseg.network import SegmentationNetwork
     from vocseg.schedules import Schedule
     from vocseg.task import SegmentationTask
@@ -43,11 +43,14 @@ __all__ = [
     "CrossEntropy",
     "Decoder",
     "DeconvDecoder",
+    "Dice",
     "FocalLoss",
     "FolderDataModule",
     "ListedUNetDecoder",
     "ListedUNetEncoder",
+    "LovaszSoftmax",
     "MobileNetV2",
+    "OHEMCrossEntropy",
     "ResNet",
     "ResidualDecoder",
     "Schedule",
@@ -56,6 +59,7 @@ __all__ = [
     "SegmentationTask",
     "SkipDecoder",
     "StridedEncoder",
+    "SumOfLosses",
     "SyntheticDataModule",
     "Timm",
     "UNetDecoder",
@@ -84,7 +88,7 @@ _MODULES = {
         *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder", "UPerNet"),
     ),
     "vocseg.errors": ("VocsegError",),
-    "vocseg.losses": ("CrossEntropy", "FocalLoss"),
+    "vocseg.losses": ("CrossEntropy", "Dice", "FocalLoss", "LovaszSoftmax", "OHEMCrossEntropy", "SumOfLosses"),
     "vocseg.network": ("SegmentationNetwork",),
     "vocseg.schedules": ("Schedule",),
     "vocseg.task": ("SegmentationTask",),

@@ -20,7 +20,7 @@ WIDTH = 120
 COMPONENTS: dict[str, Sequence[type]] = {
     "backbone": [getattr(backbones, name) for name in backbones.__all__ if name != "Backbone"],
     "decoder": [getattr(decoders, name) for name in decoders.__all__ if name != "Decoder"],
-    "loss": [losses.CrossEntropy, losses.FocalLoss],
+    "loss": [value for name in losses.__all__ if isinstance(value := getattr(losses, name), type)],
     "schedule": [Schedule],
 }
 

@@ -188,8 +188,12 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         load_pretrained = getattr(self.backbone, "load_pretrained", None)
         if load_pretrained is not None:
             load_pretrained()
-        if getattr(self.loss, "counts_classes", False):
-            self._count_classes()
+        # also losses inside a SumOfLosses
+        counting = [loss for loss in self.loss.modules() if getattr(loss, "counts_classes", False)]
+        if counting:
+            weights = inverse_frequency(self._count_classes())
+            for loss in counting:
+                loss.class_weights.copy_(weights)
 
     def on_train_start(self) -> None:
         """Gives a resumed optimizer the settings that differ from those in its checkpoint."""
@@ -355,7 +359,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             "optimizer_groups": [group for state in states for group in state["param_groups"]],
         }
 
-    def _count_classes(self) -> None:
+    def _count_classes(self) -> Tensor:
+        """The pixels of each class in the training split, int64 [C]."""
         # rank 0 counts for all
         counts = getattr(_datamodule(self.trainer), "class_counts", None) if self.trainer.is_global_zero else None
         counts = self.trainer.strategy.broadcast(counts)
@@ -370,7 +375,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
                 f"No pixel of the training split is {' or '.join(absent)}: weighted as much as the rarest class that "
                 "has some."
             )
-        self.loss.class_weights.copy_(inverse_frequency(counts))
+        return counts
 
     def _image_and_mask(self, batch: Any, name: str) -> tuple[Tensor, Tensor]:
         """Image and mask of a batch; labels of data that is not vocseg's are checked here.

@@ -1,5 +1,6 @@
-"""Losses averaged over pixels. Void pixels are ignored; the loss of a batch with only void pixels is 0."""
+"""Cross-entropy and its variants, averaged over pixels, and class weights."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,12 +25,14 @@ class CrossEntropy(SavesInitArgs, nn.Module):
             name from the pixel counts of the training split, which the task gets from the data module when a training
             starts; or one number per class.
         ignore_index: label of void pixels, which are ignored.
+        label_smoothing: the share of the target that is spread evenly over all classes, as in torch's cross-entropy
+            (Szegedy et al. 2016, section 7). The evaluation loss has it too, so that it compares with the training's.
 
     Attributes:
         class_weights: float [C], saved in the checkpoint, or None.
 
     Raises:
-        VocsegError: a weight is negative or not finite, or all weights are 0.
+        VocsegError: a weight is negative or not finite, all weights are 0, or label_smoothing is not in [0, 1).
     """
 
     class_weights: Tensor | None
@@ -38,9 +41,12 @@ class CrossEntropy(SavesInitArgs, nn.Module):
         self,
         class_weights: Literal["inverse_frequency"] | list[float] | None = None,
         ignore_index: int = 255,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.ignore_index = ignore_index
+        if not 0 <= label_smoothing < 1:
+            raise VocsegError(f"label_smoothing must be at least 0 and less than 1, got {label_smoothing}.")
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         self.counts_classes = class_weights == INVERSE_FREQUENCY
         weights = None
         if isinstance(class_weights, Sequence) and not self.counts_classes:
@@ -76,7 +82,12 @@ class CrossEntropy(SavesInitArgs, nn.Module):
             class weights, the number of valid pixels).
         """
         total = F.cross_entropy(
-            logits.float(), mask, weight=self.class_weights, ignore_index=self.ignore_index, reduction="sum"
+            logits.float(),
+            mask,
+            weight=self.class_weights,
+            ignore_index=self.ignore_index,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
         )
         return total, self._weights(mask).sum().to(total.dtype)
 
@@ -127,6 +138,52 @@ class FocalLoss(CrossEntropy):
         return total, weights.sum().to(total.dtype)
 
 
+class OHEMCrossEntropy(CrossEntropy):
+    """Cross-entropy of the hard pixels only (online hard example mining).
+
+    Hard are the valid pixels whose true class has at most the probability ``threshold``, and in any case the share
+    ``min_kept`` of the batch's valid pixels with the lowest ones. The others have no influence (Shrivastava et al. 2016
+    choose regions so; for pixels as in the training of PSPNet's successors). The evaluation loss is the mean over the
+    hard pixels of all batches.
+
+    Args:
+        threshold: a probability in (0, 1]; with 1 all pixels are hard.
+        min_kept: a share in [0, 1].
+        class_weights: as in ``CrossEntropy``.
+        ignore_index: label of void pixels, which are ignored.
+
+    Raises:
+        VocsegError: a value is out of its range, or the weights are invalid as in ``CrossEntropy``.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.7,
+        min_kept: float = 0.2,
+        class_weights: Literal["inverse_frequency"] | list[float] | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(class_weights=class_weights, ignore_index=ignore_index)
+        if not 0 < threshold <= 1 or not 0 <= min_kept <= 1:
+            raise VocsegError(
+                "OHEMCrossEntropy needs a threshold greater than 0 and at most 1, and a share min_kept of 0 to 1, got "
+                f"{threshold} and {min_kept}."
+            )
+        self.threshold, self.min_kept = threshold, min_kept
+
+    def totals(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``CrossEntropy.totals``; the sums run over the hard pixels."""
+        loss = F.cross_entropy(logits.float(), mask, ignore_index=self.ignore_index, reduction="none")
+        valid = mask != self.ignore_index
+        hard = valid & (loss >= -math.log(self.threshold))
+        kept = math.ceil(self.min_kept * int(valid.sum()))
+        if kept:
+            hard |= valid & (loss >= loss.detach()[valid].topk(kept, sorted=False).values.min())
+        weights = self._weights(mask) * hard
+        total = (weights * loss).sum()
+        return total, weights.sum().to(total.dtype)
+
+
 def inverse_frequency(counts: Tensor) -> Tensor:
     """Computes class weights w_c = (1 / n_c) / sum over k of (1 / n_k), as in the paper.
 
@@ -148,23 +205,3 @@ def inverse_frequency(counts: Tensor) -> Tensor:
         raise VocsegError("Class weights cannot be computed: every pixel of the training split is void.")
     inverse = 1 / torch.where(occurs, counts, counts[occurs].min())
     return (inverse / inverse[occurs].sum()).float()
-
-
-def loss_totals(loss: nn.Module, logits: Tensor, mask: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Computes numerator and denominator of the mean of any loss.
-
-    Args:
-        loss: if it has no ``totals``, the mean that it returns is multiplied by the number of valid pixels.
-        logits: float [B, C, H, W].
-        mask: int64 [B, H, W].
-        ignore_index: label of void pixels.
-
-    Returns:
-        Two float scalars, as ``CrossEntropy.totals``.
-    """
-    totals = getattr(loss, "totals", None)
-    if totals is not None:
-        return totals(logits, mask)
-    count = (mask != ignore_index).sum()
-    mean = loss(logits, mask) if count else torch.zeros((), device=logits.device)
-    return mean * count, count.to(mean.dtype)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vocseg import VocsegError
-from vocseg.losses import CrossEntropy, FocalLoss, inverse_frequency, loss_totals
+from vocseg.losses import CrossEntropy, FocalLoss, OHEMCrossEntropy, inverse_frequency
 
 
 def test_cross_entropy_equals_torchs_and_ignores_void():
@@ -25,16 +25,6 @@ def test_cross_entropy_of_only_void_is_zero_with_zero_gradients():
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
-
-
-def test_loss_without_totals_is_multiplied_by_the_number_of_valid_pixels():
-    user_loss = torch.nn.CrossEntropyLoss(ignore_index=255)
-    logits, mask = torch.randn(2, 5, 4, 4), torch.randint(0, 5, (2, 4, 4))
-    mask[0] = 255
-    expected = CrossEntropy().totals(logits, mask)
-    assert torch.allclose(torch.stack(loss_totals(user_loss, logits, mask)), torch.stack(expected))
-    only_void = loss_totals(user_loss, logits, torch.full_like(mask, 255))
-    assert [value.item() for value in only_void] == [0, 0]
 
 
 @pytest.fixture
@@ -98,7 +88,12 @@ def test_extreme_logits_give_finite_losses_and_gradients(gamma, scale, batch):
 
 def test_losses_are_computed_in_float32_under_mixed_precision(batch):
     logits, mask = batch
-    for loss in (CrossEntropy(WEIGHTS), FocalLoss(2, WEIGHTS)):
+    for loss in (
+        CrossEntropy(WEIGHTS),
+        FocalLoss(2, WEIGHTS),
+        OHEMCrossEntropy(0.3),
+        CrossEntropy(label_smoothing=0.1),
+    ):
         exact = loss(logits.bfloat16().float(), mask).item()
         for enabled in (True, False):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -108,12 +103,59 @@ def test_losses_are_computed_in_float32_under_mixed_precision(batch):
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_focal_loss_of_only_void_is_zero_with_zero_gradients(weights):
+@pytest.mark.parametrize("loss_class", [FocalLoss, OHEMCrossEntropy])
+def test_loss_of_only_void_is_zero_with_zero_gradients(loss_class, weights):
     logits = torch.randn(1, 5, 4, 4, requires_grad=True)
-    loss = FocalLoss(2, weights)(logits, torch.full((1, 4, 4), 255))
+    loss = loss_class(class_weights=weights)(logits, torch.full((1, 4, 4), 255))
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_label_smoothing_equals_torchs(weights, batch):
+    logits, mask = batch
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    tensor = None if weights is None else torch.tensor(weights)
+    expected = F.cross_entropy(theirs, mask, weight=tensor, ignore_index=255, label_smoothing=0.1)
+    loss = CrossEntropy(weights, label_smoothing=0.1)
+    value = loss(ours, mask)
+    value.backward()
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-7)
+    total, weight = loss.totals(logits, mask)  # of the evaluation
+    assert (total / weight).item() == value.item()
+    assert value.item() != pytest.approx(CrossEntropy(weights)(logits, mask).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.1, 0.25), (0.3, 0.25), (0.05, 0.0), (1.0, 0.0)])
+def test_hard_pixels_are_those_below_the_threshold_and_the_lowest_share(threshold, min_kept, weights, batch):
+    logits, mask = batch
+    probabilities = logits.double().softmax(1)
+    pixels = [
+        (float(probabilities[(i, int(mask[i, y, x]), y, x)]), WEIGHTS[mask[i, y, x]] if weights else 1.0)
+        for i, y, x in (mask != 255).nonzero().tolist()
+    ]
+    pixels.sort()
+    at_least = math.ceil(min_kept * len(pixels))
+    hard = [pair for number, pair in enumerate(pixels) if number < at_least or pair[0] <= threshold]
+    assert (len(hard) > at_least) == (threshold != 0.1)  # with 0.1 the share decides, else the threshold
+    expected = sum(-math.log(p) * weight for p, weight in hard) / sum(weight for _, weight in hard)
+    loss = OHEMCrossEntropy(threshold, min_kept, weights)
+    assert loss(logits, mask).item() == pytest.approx(expected, rel=1e-5)
+    if threshold == 1:
+        assert loss(logits, mask).item() == pytest.approx(CrossEntropy(weights)(logits, mask).item(), rel=1e-6)
+
+
+def test_easy_pixels_get_no_gradient(batch):
+    logits = batch[0].clone().requires_grad_()
+    OHEMCrossEntropy(0.01, 0.5)(logits, batch[1]).backward()
+    touched = (logits.grad != 0).any(1).sum()
+    assert touched == math.ceil(0.5 * int((batch[1] != 255).sum()))
+    OHEMCrossEntropy(1e-9, 0.0)(logits, batch[1]).backward()  # none is hard
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_inverse_frequency_equals_the_papers_formula():
@@ -139,6 +181,9 @@ def test_class_without_pixels_gets_the_weight_of_the_rarest_class():
         (lambda: CrossEntropy([1.0, math.inf]), "finite"),
         (lambda: CrossEntropy([0.0, 0.0]), "all 0"),
         (lambda: CrossEntropy([1.0, 2.0]).prepare(3), "2 numbers for 3 classes"),
+        (lambda: CrossEntropy(label_smoothing=1), "at least 0 and less than 1, got 1"),
+        (lambda: OHEMCrossEntropy(threshold=0), "threshold greater than 0"),
+        (lambda: OHEMCrossEntropy(min_kept=1.5), r"of 0 to 1, got 0\.7 and 1\.5"),
     ],
 )
 def test_invalid_settings_are_refused(build, message):
