@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UNetDecoder,
     )
     from vocseg.errors import VocsegError
+    from vocseg.inference import Inference
     from vocseg.losses import CrossEntropy, FocalLoss
     from vocseg.network import SegmentationNetwork
     from vocseg.schedules import Schedule
@@ -43,6 +44,7 @@ __all__ = [
     "DeconvDecoder",
     "FocalLoss",
     "FolderDataModule",
+    "Inference",
     "ListedUNetDecoder",
     "ListedUNetEncoder",
     "MobileNetV2",
@@ -72,6 +74,7 @@ _MODULES = {
         *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder"),
     ),
     "vocseg.errors": ("VocsegError",),
+    "vocseg.inference": ("Inference",),
     "vocseg.losses": ("CrossEntropy", "FocalLoss"),
     "vocseg.network": ("SegmentationNetwork",),
     "vocseg.schedules": ("Schedule",),
