@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UPerNet,
     )
     from vocseg.errors import VocsegError
+    from vocseg.inference import Inference
     from vocseg.losses import CrossEntropy, Dice, FocalLoss, LovaszSoftmax, OHEMCrossEntropy, SumOfLosses
     from vocseg.network import SegmentationNetwork
     from vocseg.schedules import Schedule
@@ -46,6 +47,7 @@ __all__ = [
     "Dice",
     "FocalLoss",
     "FolderDataModule",
+    "Inference",
     "ListedUNetDecoder",
     "ListedUNetEncoder",
     "LovaszSoftmax",
@@ -89,6 +91,7 @@ _MODULES = {
     ),
     "vocseg.errors": ("VocsegError",),
     "vocseg.losses": ("CrossEntropy", "Dice", "FocalLoss", "LovaszSoftmax", "OHEMCrossEntropy", "SumOfLosses"),
+    "vocseg.inference": ("Inference",),
     "vocseg.network": ("SegmentationNetwork",),
     "vocseg.schedules": ("Schedule",),
     "vocseg.task": ("SegmentationTask",),

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from vocseg import backbones, decoders, losses
 from vocseg.callbacks import MaskPreviews, PredictionWriter, ScoreFigures
 from vocseg.data.base import SegmentationDataModule
+from vocseg.inference import Inference
 from vocseg.schedules import Schedule
 from vocseg.task import SegmentationTask
 
@@ -69,7 +70,7 @@ def help_text(subcommand: str) -> str:
     for name, text in common.items():
         if name != "class_names":
             lines += _option(f"--data.{name}", text)
-    for group, cls in _CALLBACKS.items():
+    for group, cls in _GROUPS.items():
         lines += ["", f"--{group}.NAME VALUE: {_summary(cls)}"]
         for name, text in _settings(cls):
             lines += _option(f"--{group}.{name}", text)
@@ -83,7 +84,8 @@ _CHECKPOINT = (
     "resume from this checkpoint; `last`: the newest unfinished run's, `auto`: the same, or a new run",
     "the checkpoint, which holds all settings: <run folder>/checkpoints/best.ckpt",
 )
-_CALLBACKS: dict[str, type] = {
+_GROUPS: dict[str, type] = {
+    "inference": Inference,
     "checkpoint": ModelCheckpoint,
     "predictions": PredictionWriter,
     "previews": MaskPreviews,

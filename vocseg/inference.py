@@ -1,15 +1,157 @@
 """From a batch to label maps: the same steps in validation, test, prediction and ``segment``."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vocseg.components import SavesInitArgs
+from vocseg.errors import VocsegError
 from vocseg.network import resize
 
 LOGITS_AT_ONCE = 64_000_000
 """Resized logits that :func:`label_map` holds at a time: 256 MB of float32."""
+
+
+class Inference(SavesInitArgs):
+    """How a network is applied to an image: once as a whole, or several times with the mean of the probabilities.
+
+    The image is resized to each scale, and with ``flip`` also mirrored left to right. Each of these images is passed
+    through the network as a whole or, with ``window``, in overlapping windows. In an overlap the probabilities are a
+    weighted mean; the weights of a window fall linearly towards its borders, so no seam remains. The probabilities
+    return to the size of the input before they are averaged.
+
+    One image or window is in the network at a time, and one sum of probabilities is kept per scale.
+
+    Args:
+        scales: factors of the image's height and width.
+        flip: average with the mirrored image.
+        window: side of the square windows in pixels, of the resized image; None: the whole image. An image that fits
+            into one window is not divided.
+        overlap: least share of a window that the next one covers again, from 0 to below 1.
+
+    Raises:
+        VocsegError: a value is out of its range.
+    """
+
+    def __init__(
+        self, scales: Sequence[float] = (1.0,), flip: bool = False, window: int | None = None, overlap: float = 0.5
+    ) -> None:
+        if isinstance(scales, int | float | str):
+            raise VocsegError(f"inference.scales must be a list of numbers; got {scales!r}.")
+        self.scales = [float(scale) for scale in scales]
+        self.flip, self.window, self.overlap = flip, window, overlap
+        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
+            raise VocsegError(f"inference.scales must be positive numbers, at least one; got {self.scales}.")
+        if window is not None and window <= 0:
+            raise VocsegError(f"inference.window must be a positive number of pixels, or null; got {window}.")
+        if not 0 <= overlap < 1:
+            raise VocsegError(f"inference.overlap is a share of the window, from 0 to below 1; got {overlap}.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments as plain values."""
+        return {"scales": self.scales, "flip": self.flip, "window": self.window, "overlap": self.overlap}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network is simply called."""
+        return self.scales == [1.0] and not self.flip and self.window is None
+
+    @torch.no_grad()
+    def __call__(self, network: Callable[[Tensor], Tensor], image: Tensor, stride: int = 1) -> Tensor:
+        """Applies a network.
+
+        Args:
+            network: images [B, 3, h, w] of any size -> logits [B, C, h, w].
+            image: float [B, 3, H, W].
+            stride: the network's; windows start at multiples of it, as the network's own cells do.
+
+        Returns:
+            float32 [B, C, H, W]: the network's logits where it is applied once to the image itself, else the logarithm
+            of the mean probabilities, whose softmax is the mean again.
+
+        Raises:
+            VocsegError: the window is smaller than the stride.
+        """
+        if self.window is not None and self.window < stride:
+            raise VocsegError(
+                f"inference.window is {self.window} pixels, but the network's stride is {stride}: give a larger window."
+            )
+        size = image.shape[-2:]
+        if self.scales == [1.0] and not self.flip and self._fits(size):
+            return network(image)
+        mean: Tensor | None = None
+        for scale in self.scales:
+            resized = resize(image, [max(round(side * scale), 1) for side in size])
+            for mirrored in (False, True) if self.flip else (False,):
+                probabilities = self._probabilities(network, resized.flip(-1) if mirrored else resized, stride)
+                if mean is None:
+                    mean = probabilities.new_zeros(*probabilities.shape[:2], *size)
+                for label in range(mean.shape[1]):  # one class at a time takes less memory
+                    share = resize(probabilities[:, label : label + 1], size)
+                    mean[:, label : label + 1] += share.flip(-1) if mirrored else share
+        assert mean is not None
+        mean /= len(self.scales) * (1 + self.flip)
+        # a probability of 0 would be -inf, which makes NaN where logits are resized
+        return mean.clamp_(min=torch.finfo(mean.dtype).tiny).log_()
+
+    def __str__(self) -> str:
+        """What differs from one pass over the whole image, such as ``scales 0.75, 1, flip``; empty if nothing does."""
+        return describe_inference(self.settings)
+
+    def _fits(self, size: Sequence[int]) -> bool:
+        return self.window is None or max(size) <= self.window
+
+    def _probabilities(self, network: Callable[[Tensor], Tensor], image: Tensor, stride: int) -> Tensor:
+        """Class probabilities of one scale, float32 [B, C, h, w]."""
+        height, width = image.shape[-2:]
+        if self.window is None or self._fits((height, width)):
+            return network(image).softmax(1)
+        blended: Tensor | None = None
+        for rows, row_weights in _windows(height, self.window, self.overlap, stride):
+            for columns, column_weights in _windows(width, self.window, self.overlap, stride):
+                part = network(image[..., rows, columns]).softmax(1)
+                if blended is None:
+                    blended = part.new_zeros(*part.shape[:2], height, width)
+                part *= row_weights.to(part)[:, None]
+                blended[..., rows, columns] += part.mul_(column_weights.to(part))
+        assert blended is not None
+        return blended
+
+
+def describe_inference(settings: Mapping[str, Any]) -> str:
+    """The settings of :class:`Inference` in a few words; empty for one pass over the whole image."""
+    words = []
+    scales = settings.get("scales") or [1.0]
+    if list(scales) != [1.0]:
+        words.append(f"scale{'s' if len(scales) > 1 else ''} {', '.join(f'{scale:g}' for scale in scales)}")
+    if settings.get("flip"):
+        words.append("flip")
+    if settings.get("window") is not None:
+        words.append(f"windows of {settings['window']}, overlap {settings.get('overlap')}")
+    return ", ".join(words)
+
+
+def _windows(size: int, window: int, overlap: float, stride: int) -> list[tuple[slice, Tensor]]:
+    """The windows along one side, each with its weights, float32; at each pixel the weights sum to 1.
+
+    All start at multiples of the stride. The last one may therefore end beyond the image, where it is cut off; the
+    network pads it as it pads the whole image.
+    """
+    last = -(-max(size - window, 0) // stride) * stride
+    step = max(int(window * (1 - overlap)) // stride, 1) * stride
+    slices = [slice(start, min(start + window, size)) for start in [*range(0, last, step), last]]
+    if len(slices) == 1:
+        return [(slices[0], torch.ones(size))]
+    ramp = 1 - (2 * (torch.arange(window) + 0.5) / window - 1).abs()
+    weights = [ramp[: part.stop - part.start] for part in slices]
+    total = torch.zeros(size)
+    for part, values in zip(slices, weights, strict=True):
+        total[part] += values
+    return [(part, values / total[part]) for part, values in zip(slices, weights, strict=True)]
 
 
 def batch_logits(

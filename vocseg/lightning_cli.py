@@ -56,6 +56,7 @@ from vocseg.cli_help import help_text
 from vocseg.components import class_path_of, to_config
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError, nearest
+from vocseg.inference import Inference
 from vocseg.options import ConfigFile, scan, unwrap, with_nested_nulls, with_voc_for_a_root
 from vocseg.run_folder import LOGS, RunFolder
 from vocseg.task import SegmentationTask, default_optimizer
@@ -158,7 +159,7 @@ class VocsegCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the run's name, the settings of checkpoints and pictures, and the links between groups."""
+        """Adds the run's name, the settings of inference, checkpoints and pictures, and the links between groups."""
         parser.add_argument(
             "--name",
             type=str | None,
@@ -185,6 +186,7 @@ class VocsegCLI(LightningCLI):
             "checkpoints hold it (default: no average).",
         )
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
+        parser.add_class_arguments(Inference, "inference")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(MaskPreviews, "previews")
         parser.add_lightning_class_args(ScoreFigures, "figures")
@@ -276,12 +278,22 @@ class VocsegCLI(LightningCLI):
             settings.checkpoint.save_on_train_epoch_end = True
 
     def after_instantiate_classes(self) -> None:
-        """Records the components as the config describes them: it knows those of a user's own classes, too."""
+        """Passes on the settings of inference, and records the components as the config describes them.
+
+        The config also knows those of a user's own classes.
+        """
         settings = self._settings()
         settings.checkpoint.mode = self._mode  # a saved config must serve another monitor, too
         if "class_names" in settings.data.get("init_args", {}):
             # by name also where the data module chose them, or they would seem changed when the run is resumed
             settings.data.init_args.class_names = list(self.datamodule.class_names)
+        inference: Inference = self.config_init[self.subcommand]["inference"]
+        if isinstance(self.model, SegmentationTask):
+            self.model.inference = inference
+        elif not inference.is_plain:
+            raise VocsegError(
+                f"--inference is of SegmentationTask: {type(self.model).__name__} does not derive from it."
+            )
         if isinstance(self.model, SegmentationTask):
             dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]["model"]
             self.model.save_hyperparameters({**dumped["init_args"], "class_names": self.model.class_names})

@@ -13,6 +13,7 @@ from vocseg import pages
 from vocseg.data.files import ImageReader, Sample, read_mask, read_sample
 from vocseg.data.masks import MaskReader
 from vocseg.errors import VocsegError
+from vocseg.inference import describe_inference
 from vocseg.metrics import ConfusionMatrices, bootstrap_interval, iou_of, scores_of
 from vocseg.plots import (
     as_array,
@@ -109,7 +110,9 @@ def _summary(run: Run) -> list[Any]:
         interval = f"{low:.4f} to {high:.4f}"
     scores = [_number(test.summary.get(name)) for name in ("pixel_accuracy", "mean_accuracy")]
     floor = test.summary.get("all_background", {}).get("miou")
-    return [*row, _number(test.summary.get("miou")), interval, *scores, _number(floor)]
+    inference = _inference(run)
+    miou = _number(test.summary.get("miou")) + (f" ({inference})" if inference else "")
+    return [*row, miou, interval, *scores, _number(floor)]
 
 
 def _run(run: Run, pictures: Pictures, prefix: str, problems: list[str]) -> list[str]:
@@ -142,7 +145,9 @@ def _test(run: Run, pictures: Pictures, prefix: str, problems: list[str]) -> lis
     rows = [(name, _number(a), _number(b)) for name, a, b in zip(names, _iou(run), floor_iou, strict=True)]
     scores = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean class accuracy": "mean_accuracy"}
     rows += [(title, _number(test.summary.get(name)), _number(floor.get(name))) for title, name in scores.items()]
-    body = ["<h3>Test scores by class</h3>", pages.table(("class", "IoU", f"all {names[0]}"), rows)]
+    inference = pages.text(_inference(run))
+    heading = f"<h3>Test scores by class{f' ({inference})' if inference else ''}</h3>"
+    body = [heading, pages.table(("class", "IoU", f"all {names[0]}"), rows)]
     if test.matrices is not None:
         figure = confusion_figure(test.matrices.total(), names)
         body.append(_figure(figure, pictures, f"{prefix}_confusion.png"))
@@ -193,6 +198,11 @@ def _readers(run: Run) -> tuple[MaskReader, ImageReader]:
         return MaskReader(run.class_names), ImageReader()
     masks = MaskReader.from_settings(run.class_names, **{name: data[name] for name in names})
     return masks, ImageReader(data["bit_depth"], data["exif_rotation"])
+
+
+def _inference(run: Run) -> str:
+    """How the network was applied in the test; empty where it was once to each whole image."""
+    return describe_inference(run.scores["test"].summary.get("inference") or {})
 
 
 def _iou(run: Run) -> list[float]:

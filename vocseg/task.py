@@ -20,7 +20,7 @@ from vocseg.checkpoints import with_current_keys, written_by_vocseg
 from vocseg.components import SavesInitArgs, class_path_of, factory_from_config, from_config, plain, to_config
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.errors import VocsegError
-from vocseg.inference import batch_logits, label_map, preprocess, probability_map
+from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map
 from vocseg.initialization import start_from
 from vocseg.losses import CrossEntropy, inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
@@ -67,6 +67,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
     Attributes:
         network: the plain module of backbone and decoder.
         results: the last :class:`vocseg.metrics.Result` of ``val`` and ``test``.
+        inference: how validation, test, prediction and :meth:`segment` apply the network; checkpoints do not hold it.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         self.train_loss = MeanMetric()
         self.metrics = nn.ModuleDict({stage: SegmentationMetric(len(self.class_names)) for stage in ("val", "test")})
         self.results: dict[str, Result] = {}
+        self.inference = Inference()
         self.predict_probabilities = False
         self._data_settings: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
@@ -174,6 +176,20 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         start_from(self.network, self.class_names, source)
         return self
 
+    def infer(self, image: Tensor) -> Tensor:
+        """Computes logits, or the logarithm of mean probabilities, as :attr:`inference` says; without gradients.
+
+        Args:
+            image: float [B, 3, H, W], normalised, of any size.
+
+        Returns:
+            float32 [B, C, H, W].
+
+        Raises:
+            VocsegError: the window is smaller than the network's stride.
+        """
+        return self.inference(self, image, self.network.stride)
+
     def setup(self, stage: str) -> None:
         """Remembers how the data module prepares images, for :meth:`segment`; gives the parts their trainer."""
         for part in (self.backbone, self.decoder):
@@ -221,7 +237,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
 
         Returns:
             Three lists with one entry per image: ``index`` (in the split's list), ``labels`` (int64 [H, W], at the
-            size of its target) and ``logits`` (float32 [C, h, w], at the input's size).
+            size of its target) and ``logits`` (float32 [C, h, w], at the input's size; see :meth:`infer`).
         """
         return self._evaluate(batch, "val", f"validation batch {batch_idx}")
 
@@ -256,7 +272,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         image = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
         extras = batch if isinstance(batch, dict) else {}
         maps: dict[int, Tensor] = {}
-        for indices, logits in batch_logits(self, image, extras.get("input_size")):
+        for indices, logits in batch_logits(self.infer, image, extras.get("input_size")):
             for index, scores in zip(indices, logits, strict=True):
                 size = extras["original_size"][index] if "original_size" in extras else scores.shape[-2:]
                 if self.predict_probabilities:
@@ -288,7 +304,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         tensor = preprocess(pixels, self._data_settings, len(self.class_names))
         was_training = self.training
         self.eval()
-        logits = self(tensor.to(self.device))[0]
+        logits = self.infer(tensor.to(self.device))[0]
         self.train(was_training)
         return label_map(logits, pixels.shape[:2]).to(torch.uint8).cpu().numpy()
 
@@ -402,7 +418,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         first, rank, world = metric.images_seen, self.trainer.global_rank, self.trainer.world_size
         by_position = range(first * world + rank, (first + len(image)) * world + rank, world)  # as samplers deal them
         logits: list[Any] = [None] * len(image)
-        for indices, part in batch_logits(self, image, extras.get("input_size")):
+        for indices, part in batch_logits(self.infer, image, extras.get("input_size")):
             height, width = part.shape[-2:]
             metric.update_loss(*loss_totals(self.loss, part, mask[indices, :height, :width]))
             for index, scores in zip(indices, part, strict=True):

@@ -92,6 +92,7 @@ class ResultTable(L.Callback):
         if folder is not None and owned is not None and trainer.is_global_zero:
             samples = test_samples_of(trainer)
             more = {
+                "inference": getattr(getattr(pl_module, "inference", None), "settings", None),
                 "checkpoint": str(trainer.ckpt_path or ""),
                 "data": dict(getattr(datamodule_of(trainer), "hparams", None) or {}),
                 "samples": [
@@ -136,6 +137,8 @@ def result_table(result: Result, class_names: list[str], title: str, colours: bo
 
 def _print(trainer: L.Trainer, pl_module: L.LightningModule, result: Result, title: str) -> None:
     if trainer.is_global_zero:
+        inference = str(getattr(pl_module, "inference", ""))
+        title = f"{title} ({inference})" if inference else title
         console = Console()
         console.print(result_table(result, class_names_of(pl_module), title, colours=console.is_terminal))
 
