@@ -157,6 +157,11 @@ def last_checkpoint(
     )
 
 
+def has_averages(path: str | Path) -> bool:
+    """Whether the weights of a checkpoint are averages, beside which it has those that were being trained."""
+    return "current_model_state" in read_checkpoint(path)
+
+
 def run_folder_of(path: str | Path) -> RunFolder | None:
     """The run folder of a checkpoint: the one around it, or the one that it names and that is still there."""
     around = RunFolder.of_checkpoint(path)

@@ -38,6 +38,7 @@ def help_text(subcommand: str) -> str:
         *_option("--name", "name of the run's folder; by default the names of the configs, joined by a hyphen"),
         *_option("--seed_everything", "seed of all random draws (default: 0)"),
         *_option("--early_stopping", "stop after this many validations without a better --checkpoint.monitor"),
+        *_option("--ema", "average the weights with this decay, 0.99 for one: for scores and checkpoints"),
         *_group("Model: --model.NAME VALUE, of SegmentationTask, or --model my_module.MyTask"),
     ]
     for name, text in _settings(SegmentationTask):

@@ -18,7 +18,13 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse.typing import NonNegativeInt
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -41,8 +47,9 @@ from vocseg.callbacks import (
     StepSeeds,
     StopOnNaN,
     TestMasks,
+    WeightEMA,
 )
-from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, last_checkpoint, run_folder_of
+from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, has_averages, last_checkpoint, run_folder_of
 from vocseg.cli_errors import explain
 from vocseg.cli_help import help_text
 from vocseg.components import class_path_of, to_config
@@ -162,6 +169,13 @@ class VocsegCLI(LightningCLI):
             type=NonNegativeInt | None,
             default=None,
             help="Stop after this many validations without a better --checkpoint.monitor (default: never).",
+        )
+        parser.add_argument(
+            "--ema",
+            type=float | None,
+            default=None,
+            help="Average the weights over the steps with this decay, 0.99 for one: validation scores the average, and "
+            "checkpoints hold it (default: no average).",
         )
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -285,7 +299,7 @@ class VocsegCLI(LightningCLI):
             if not settings.fast_dev_run and self.subcommand == "fit":
                 callbacks += [LearningRateMonitor("epoch"), MetricsCSV(), Charts()]
         if self.subcommand == "fit":
-            callbacks += self._fit_callbacks(best, init["early_stopping"])
+            callbacks += self._fit_callbacks(best, init["early_stopping"], init["ema"])
             plugins = _listed(settings.plugins)
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
                 kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
@@ -296,8 +310,8 @@ class VocsegCLI(LightningCLI):
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise VocsegError(f"--trainer: {' '.join(str(error).split())}") from error
 
-    def _fit_callbacks(self, best: ModelCheckpoint, patience: int | None) -> list[L.Callback]:
-        """Fault tolerance, early stopping if wanted, the best checkpoint, and after it (with its score) the last."""
+    def _fit_callbacks(self, best: ModelCheckpoint, patience: int | None, ema: float | None) -> list[L.Callback]:
+        """Averages and early stopping if wanted, guards, the best checkpoint, after it (with its score) the last."""
         # save_last of the best one would write only when there is a new best
         last = LastCheckpoint(best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.best, self.last = best, last
@@ -309,6 +323,7 @@ class VocsegCLI(LightningCLI):
                 f"{', '.join(name for name in known if '/iou/' not in name)}, and val/iou/<class>."
             )
         guards: list[L.Callback] = [
+            *self._averages(ema, best),  # first: a checkpoint in the middle of an epoch has the last step's average
             StepSeeds(int(self._settings().seed_everything)),
             StopOnNaN(last),
             GracefulShutdown(last, self._resume_command, self._settings().name),
@@ -321,6 +336,27 @@ class VocsegCLI(LightningCLI):
                 )
             )
         return [*guards, best, last]
+
+    def _averages(self, ema: float | None, best: ModelCheckpoint) -> list[L.Callback]:
+        """The callback that averages the weights, if wanted.
+
+        Raises:
+            VocsegError: the checkpoint to resume from has averaged weights, and no callback would continue them; or
+                the best checkpoint would not have them.
+        """
+        if ema is not None:
+            if best.save_weights_only:
+                raise VocsegError("--ema: --checkpoint.save_weights_only true would save no average. Give one of them.")
+            return [WeightEMA(ema)]
+        own = any(
+            isinstance(callback, WeightAveraging)
+            for callback in _listed(self.config_init[self.subcommand].trainer.callbacks)
+        )
+        if self._checkpoint is not None and not own and has_averages(self._checkpoint):
+            raise VocsegError(
+                f"The weights in {_shown(self._checkpoint)} are averages: resume it with --ema as before."
+            )
+        return []
 
     def _refuse_checkpoints_of_others(self, dirpath: Any) -> None:
         """Refuses a ``--checkpoint.dirpath`` with checkpoints of another run, which this one would replace."""

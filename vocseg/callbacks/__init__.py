@@ -1,5 +1,6 @@
 """Callbacks: what watches a run."""
 
+from vocseg.callbacks.ema import WeightEMA
 from vocseg.callbacks.fault_tolerance import GracefulShutdown, StepSeeds, StopOnNaN
 from vocseg.callbacks.metrics_csv import MetricsCSV
 from vocseg.callbacks.predictions import PredictionWriter, TestMasks
@@ -19,4 +20,5 @@ __all__ = [
     "StepSeeds",
     "StopOnNaN",
     "TestMasks",
+    "WeightEMA",
 ]
