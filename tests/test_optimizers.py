@@ -7,8 +7,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
-from vocseg import Schedule, SegmentationTask, SkipDecoder, StridedEncoder, VocsegError
-from vocseg.optimizers import parameter_groups
+from vocseg import MobileNetV2, ResNet, Schedule, SegmentationTask, SkipDecoder, StridedEncoder, VocsegError
+from vocseg.optimizers import layers_of, parameter_groups
 
 CLASSES = ["background", "a", "b"]
 STEPS = 3
@@ -55,8 +55,8 @@ def fit(folder, epochs=4, ckpt_path=None, at_epoch_end=True, **settings):
     """Trains, and saves a checkpoint ``epoch=N.ckpt`` in each epoch; returns the trainer and all learning rates."""
     torch.manual_seed(0)
     settings = {"optimizer": partial(torch.optim.Adam, lr=1e-2), "backbone_lr": 2e-3, **settings}
-    decoder = partial(SkipDecoder, width=4, dropout=0.0)
-    task = SegmentationTask(StridedEncoder(widths=(4,)), decoder, CLASSES, **settings)
+    backbone, decoder = settings.pop("backbone", None), partial(SkipDecoder, width=4, dropout=0.0)
+    task = SegmentationTask(backbone or StridedEncoder(widths=(4,)), decoder, CLASSES, **settings)
     rates = LearningRates()
     folder = folder / "resumed" if ckpt_path else folder
     save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=at_epoch_end)
@@ -179,3 +179,95 @@ def test_parameter_groups_hold_what_requires_gradients():
     ]
     with pytest.raises(VocsegError, match="Nothing is left to train"):
         parameter_groups({"frozen": parts["frozen"]}, {})
+
+
+def shapes(groups):
+    return {group["name"]: [len(group["params"]), group["lr"], group["weight_decay"]] for group in groups}
+
+
+def test_norms_and_biases_have_their_own_weight_decay(tmp_path):
+    adamw = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+    whole = fit(tmp_path, optimizer=adamw, epochs=1)[0].optimizers[0].param_groups
+    split = fit(tmp_path, optimizer=adamw, epochs=1, norm_weight_decay=0.0)[0].optimizers[0].param_groups
+    assert list(shapes(whole)) == ["backbone", "decoder"]
+    assert shapes(split)["backbone"] == [1, 2e-3, 0.1]
+    assert shapes(split)["backbone/norms"] == [3, 2e-3, 0.0]
+    assert shapes(split)["decoder/norms"][1:] == [1e-2, 0.0]
+    assert all((value.ndim <= 1) == group["name"].endswith("norms") for group in split for value in group["params"])
+    assert sum(len(group["params"]) for group in split) == sum(len(group["params"]) for group in whole)
+
+
+def test_layers_of_networks():
+    """Of ResNet-34 the stem and 3 + 4 + 6 + 3 blocks, of MobileNetV2 all 19 blocks."""
+    for network, count in ((ResNet(34), 17), (MobileNetV2(), 19), (StridedEncoder(), 5), (torch.nn.Linear(2, 2), 1)):
+        layers = layers_of(network)
+        assert len(layers) == count
+        flat = [parameter for layer in layers for parameter in layer]
+        assert list(map(id, flat)) == list(map(id, network.parameters()))
+
+
+class Transformer(torch.nn.Module):
+    """The layout of a vision transformer."""
+
+    channels, strides = [4], [2]
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Module()
+        self.net.positions = torch.nn.Parameter(torch.zeros(1, 4, 1, 1))
+        self.net.patches = torch.nn.Conv2d(3, 4, 2, 2)
+        self.net.blocks = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, 1) for _ in range(2)))
+        self.net.norm = torch.nn.BatchNorm2d(4)
+
+    def forward(self, image):
+        return [self.net.norm(self.net.blocks(self.net.patches(image) + self.net.positions))]
+
+
+@pytest.mark.parametrize("backbone_lr", [0.4, None])
+def test_the_learning_rates_of_a_backbones_layers_fall_towards_the_image(backbone_lr):
+    decoder, optimizer = partial(SkipDecoder, width=4), partial(torch.optim.SGD, lr=0.8)
+    task = SegmentationTask(
+        Transformer(), decoder, CLASSES, optimizer=optimizer, backbone_lr=backbone_lr, layer_decay=0.5,
+        norm_weight_decay=0.0,
+    )  # fmt: skip
+    task.trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    rate = backbone_lr or 0.8
+    assert {name: values[:2] for name, values in shapes(groups).items()} == {
+        "backbone/0": [2, rate / 4],
+        "backbone/0/norms": [1, rate / 4],
+        "backbone/1": [1, rate / 2],
+        "backbone/1/norms": [1, rate / 2],
+        "backbone/2": [1, rate],
+        "backbone/2/norms": [3, rate],
+        "decoder": [3, 0.8],
+        "decoder/norms": [4, 0.8],
+    }
+
+
+def test_the_learning_rate_finder_keeps_the_ratios_of_layers(tmp_path):
+    trainer, _ = fit(tmp_path, epochs=1, backbone_lr=None, layer_decay=0.5, backbone=StridedEncoder(widths=(4, 4)))
+    trainer.lightning_module.lr = 0.1
+    rates = {group["name"]: group["initial_lr"] for group in trainer.optimizers[0].param_groups}
+    assert rates == {"backbone/0": 0.05, "backbone/1": 0.1, "decoder": 0.1}
+
+
+def test_a_run_with_split_groups_resumes_and_cannot_lose_them(tmp_path):
+    split = {"norm_weight_decay": 0.0, "layer_decay": 0.5, "backbone": StridedEncoder(widths=(4, 4))}
+    split["optimizer"] = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+    expected, rates = fit(tmp_path, epochs=2, **split)
+    split["backbone"] = StridedEncoder(widths=(4, 4))
+    resumed, rates_after = fit(tmp_path, epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt", **split)
+    assert rates_after == rates[STEPS:]
+    assert torch.equal(parameters(expected), parameters(resumed))
+    task = SegmentationTask.load_from_checkpoint(tmp_path / "epoch=0.ckpt")
+    assert (task.norm_weight_decay, task.layer_decay) == (0.0, 0.5)
+    split.update(layer_decay=None, backbone=StridedEncoder(widths=(4, 4)))
+    with pytest.raises(VocsegError, match="layer_decay be set or not, as before"):
+        fit(tmp_path, epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt", **split)
+
+
+@pytest.mark.parametrize("setting", [{"layer_decay": 0}, {"layer_decay": 1.1}, {"norm_weight_decay": -0.1}])
+def test_decays_that_make_no_sense_are_refused(setting):
+    with pytest.raises(VocsegError, match=f"{next(iter(setting))} must be"):
+        SegmentationTask(StridedEncoder(), SkipDecoder, CLASSES, **setting)

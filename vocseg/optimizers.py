@@ -35,6 +35,63 @@ def parameter_groups(parts: Mapping[str, nn.Module], learning_rates: Mapping[str
     return groups
 
 
+def split_layers(group: Mapping[str, Any], layers: Sequence[Sequence[nn.Parameter]], decay: float) -> list[dict]:
+    """One group for each layer, with learning rates that fall from the deepest layer to the first.
+
+    The rate of layer l of L is the group's times ``decay ** (L - 1 - l)``, and ``lr_scale`` is that factor (Clark et
+    al. 2020, "ELECTRA", appendix; Bao et al. 2022, "BEiT", appendix).
+
+    Args:
+        group: a parameter group with its ``lr``.
+        layers: see :func:`layers_of`. Parameters of the group that are in none, as embeddings of positions, count to
+            the first.
+        decay: above 0, at most 1.
+    """
+    layer = {id(parameter): number for number, parameters in enumerate(layers) for parameter in parameters}
+    groups = []
+    for number in range(len(layers)):
+        parameters = [parameter for parameter in group["params"] if layer.get(id(parameter), 0) == number]
+        if parameters:
+            scale = decay ** (len(layers) - 1 - number)
+            own = {"params": parameters, "name": f"{group['name']}/{number}", "lr": group["lr"] * scale}
+            groups.append({**group, **own, "lr_scale": scale})
+    return groups
+
+
+def layers_of(network: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of a network's layers, first to last.
+
+    A layer is a child module, or each item of one that is a ``Sequential`` or a ``ModuleList``; a network with a single
+    child is looked at inside. Norms belong to the layer before them. In torchvision's ResNet a layer is so a residual
+    block, in a vision transformer a block, and in timm's ConvNeXt a stage.
+    """
+    children = [child for child in network.children() if any(True for _ in child.parameters())]
+    if len(children) == 1:
+        return layers_of(children[0])
+    layers: list[list[nn.Parameter]] = []
+    for child in children or [network]:
+        for part in child if isinstance(child, nn.Sequential | nn.ModuleList) else [child]:
+            parameters = list(part.parameters())
+            if layers and all(parameter.ndim <= 1 for parameter in parameters):
+                layers[-1] += parameters
+            elif parameters:
+                layers.append(parameters)
+    return layers
+
+
+def split_norms(group: Mapping[str, Any], weight_decay: float) -> list[dict]:
+    """Splits the group's norms and biases, parameters of at most one dimension, off into one of their own.
+
+    Args:
+        group: a parameter group.
+        weight_decay: of the norms and biases.
+    """
+    weights = [parameter for parameter in group["params"] if parameter.ndim > 1]
+    norms = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+    own = {"params": norms, "name": f"{group['name']}/norms", "weight_decay": weight_decay}
+    return [{**group, **settings} for settings in ({"params": weights}, own) if settings["params"]]
+
+
 def group_settings(optimizer: Optimizer) -> list[Settings]:
     """The settings of each group, without its parameters."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -67,7 +124,7 @@ def check_resumable(
     if named and before != after:
         raise VocsegError(
             f"The checkpoint was training other parameters ({before}) than the configuration trains ({after}): in a "
-            "resumed run the same parts must be frozen."
+            "resumed run the same parts must be frozen, and norm_weight_decay and layer_decay be set or not, as before."
         )
 
 

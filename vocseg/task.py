@@ -31,7 +31,10 @@ from vocseg.optimizers import (
     check_resumable,
     check_schedule_resumable,
     group_settings,
+    layers_of,
     parameter_groups,
+    split_layers,
+    split_norms,
 )
 from vocseg.schedules import Schedule, SchedulerFactory, attach_scheduler, schedule_settings, step_on_plateau
 from vocseg.state_dicts import check_fits
@@ -63,6 +66,11 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         schedule: how the learning rates change over the run: a :class:`vocseg.schedules.Schedule`, or a class (or
             ``functools.partial``) of ``torch.optim.lr_scheduler``; constant if None.
         channels_last: see :class:`vocseg.network.SegmentationNetwork`.
+        norm_weight_decay: weight decay of norms and biases (parameters of at most one dimension) where it differs from
+            the optimizer's; 0 is usual.
+        layer_decay: factor between the learning rates of two successive layers of the backbone, above 0 and at most 1:
+            the last has the backbone's, and those before it ever smaller ones. See
+            :func:`vocseg.optimizers.split_layers`.
 
     Attributes:
         network: the plain module of backbone and decoder.
@@ -80,6 +88,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         backbone_lr: float | None = None,
         schedule: Schedule | SchedulerFactory | None = None,
         channels_last: bool = True,
+        norm_weight_decay: float | None = None,
+        layer_decay: float | None = None,
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
@@ -94,6 +104,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
                 "backbone_lr": backbone_lr,
                 "schedule": to_config(schedule),
                 "channels_last": channels_last,
+                "norm_weight_decay": norm_weight_decay,
+                "layer_decay": layer_decay,
             }
         )
         # a checkpoint passes the configurations instead of the components
@@ -109,6 +121,11 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         self.optimizer = factory_from_config(optimizer, "optimizer", torch.optim.Optimizer) or default_optimizer
         self.schedule = _schedule_from_config(schedule)
         self.backbone_lr = backbone_lr
+        if norm_weight_decay is not None and norm_weight_decay < 0:
+            raise VocsegError(f"norm_weight_decay must be at least 0; got {norm_weight_decay}.")
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise VocsegError(f"layer_decay must be above 0 and at most 1 (0.75, say); got {layer_decay}.")
+        self.norm_weight_decay, self.layer_decay = norm_weight_decay, layer_decay
         prepare = getattr(criterion, "prepare", None)
         if prepare is not None:
             prepare(len(self.class_names))
@@ -143,8 +160,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             return
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         for group in optimizer.param_groups:
-            if group.get("name") != "backbone" or self.backbone_lr is None:
-                group["initial_lr"] = value
+            if group.get("name", "").split("/")[0] != "backbone" or self.backbone_lr is None:
+                group["initial_lr"] = value * group.get("lr_scale", 1.0)
         if "base_lrs" in scheduler.state_dict():
             base = [group["initial_lr"] for group in optimizer.param_groups]
             scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": base})
@@ -310,8 +327,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]  # one of the forms Lightning takes
         """The optimizer over all trainable parameters, the backbone in a group of its own, and the schedule."""
-        parts = {"backbone": self.backbone, "decoder": self.decoder, "loss": self.loss}
-        optimizer = self.optimizer(parameter_groups(parts, {"backbone": self.backbone_lr}))
+        optimizer = self.optimizer(self._parameter_groups())
         if isinstance(self.schedule, Schedule):
             schedule = self.schedule.attach(optimizer, self.trainer)
         else:
@@ -374,6 +390,17 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             "optimizer_class": (saved.get("optimizer") or {}).get("class_path", "torch.optim.Adam"),
             "optimizer_groups": [group for state in states for group in state["param_groups"]],
         }
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        parts = {"backbone": self.backbone, "decoder": self.decoder, "loss": self.loss}
+        groups = parameter_groups(parts, {"backbone": self.backbone_lr})
+        if self.layer_decay is not None and groups[0]["name"] == "backbone":  # else it is frozen
+            rate = self.lr if self.backbone_lr is None else self.backbone_lr
+            layers = layers_of(self.backbone)
+            groups = [*split_layers({**groups[0], "lr": rate}, layers, self.layer_decay), *groups[1:]]
+        if self.norm_weight_decay is not None:
+            groups = [part for group in groups for part in split_norms(group, self.norm_weight_decay)]
+        return groups
 
     def _count_classes(self) -> Tensor:
         """The pixels of each class in the training split, int64 [C]."""

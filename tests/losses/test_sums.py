@@ -81,8 +81,8 @@ def test_configuration_rebuilds_the_same_sum():
 
 
 def test_number_of_class_weights_inside_a_sum_is_checked():
+    loss = SumOfLosses([Dice(), CrossEntropy([1, 2])])
     with pytest.raises(VocsegError, match="2 numbers for 3 classes"):
-        loss = SumOfLosses([Dice(), CrossEntropy([1, 2])])
         SegmentationTask(StridedEncoder(widths=(4, 8)), SkipDecoder, ["x", "y", "z"], loss=loss)
 
 
