@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ResidualDecoder,
         SkipDecoder,
         UNetDecoder,
+        UPerNet,
     )
     from vocseg.errors import VocsegError
     from vocseg.losses import CrossEntropy, FocalLoss
@@ -57,6 +58,7 @@ __all__ = [
     "SyntheticDataModule",
     "UNetDecoder",
     "UNetEncoder",
+    "UPerNet",
     "VOCDataModule",
     "VocsegError",
     "__version__",
@@ -69,7 +71,7 @@ _MODULES = {
     "vocseg.data.synthetic": ("SyntheticDataModule",),
     "vocseg.data.voc": ("VOCDataModule",),
     "vocseg.decoders": (
-        *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder"),
+        *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder", "UPerNet"),
     ),
     "vocseg.errors": ("VocsegError",),
     "vocseg.losses": ("CrossEntropy", "FocalLoss"),

@@ -42,3 +42,21 @@ def check_strides_double(strides: list[int], decoder: str) -> None:
             f"{decoder} needs a backbone whose strides double from each feature to the next, but they are "
             f"{', '.join(map(str, strides))}. SkipDecoder takes any strides."
         )
+
+
+def check_pyramid(strides: list[int], decoder: str) -> None:
+    """Checks that the features have at least two different strides.
+
+    Args:
+        strides: strides of the features that the decoder uses.
+        decoder: name of the decoder that needs it, for the message.
+
+    Raises:
+        VocsegError: they have only one.
+    """
+    if len(set(strides)) < 2:
+        raise VocsegError(
+            f"{decoder} needs features of at least two strides, but all that it gets have stride {strides[0]}. "
+            "LinearHead and DPT take features of one stride; SimpleFeaturePyramid turns those of a vision transformer "
+            "into a pyramid."
+        )
