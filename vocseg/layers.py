@@ -2,7 +2,8 @@
 
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vocseg.errors import check_choice
 
@@ -49,3 +50,8 @@ def kaiming_(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def resize_like(x: Tensor, target: Tensor) -> Tensor:
+    """Resizes ``x`` [B, C, h, w] bilinearly (``align_corners=False``) to the height and width of ``target``."""
+    return F.interpolate(x, size=target.shape[-2:], mode="bilinear", align_corners=False)

@@ -45,17 +45,18 @@ def check_strides_double(strides: list[int], decoder: str) -> None:
 
 
 def check_pyramid(strides: list[int], decoder: str) -> None:
-    """Checks that there are at least two features, and that their strides grow.
+    """Checks that the features have at least two different strides.
 
     Args:
-        strides: strides of the backbone's features.
+        strides: strides of the features that the decoder uses.
         decoder: name of the decoder that needs it, for the message.
 
     Raises:
-        VocsegError: there are not, as with a plain vision transformer.
+        VocsegError: they have only one.
     """
-    if len(strides) < 2 or any(after <= before for before, after in pairwise(strides)):
+    if len(set(strides)) < 2:
         raise VocsegError(
-            f"{decoder} needs features of at least two strides, shallow to deep, but they are "
-            f"{', '.join(map(str, strides)) or 'none'}. LinearHead and DPT take features of one stride."
+            f"{decoder} needs features of at least two strides, but all that it gets have stride {strides[0]}. "
+            "LinearHead and DPT take features of one stride; SimpleFeaturePyramid turns those of a vision transformer "
+            "into a pyramid."
         )

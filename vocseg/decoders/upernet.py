@@ -4,30 +4,33 @@ import torch
 from torch import Tensor, nn
 
 from vocseg.decoders.base import Decoder, check_pyramid
-from vocseg.layers import conv_norm_act, kaiming_
-from vocseg.network import resize
+from vocseg.errors import VocsegError
+from vocseg.layers import conv_norm_act, kaiming_, resize_like
 
 
 class UPerNet(Decoder):
-    """Pyramid pooling on the deepest feature, a feature pyramid above it, and all its levels fused.
+    """Pyramid pooling and a feature pyramid, fused at one resolution (Xiao et al. 2018, Fig. 4).
 
-    Xiao et al. 2018, "Unified Perceptual Parsing for Scene Understanding", figure 4, without the heads for other tasks.
-    The deepest feature and its averages over grids of ``bins`` are concatenated and convolved (Zhao et al. 2017, figure
-    3). Each shallower feature is projected by a 1x1 convolution, and the upsampled level below is added to it. All
-    levels are upsampled to the shallowest one, concatenated and convolved. The logits have its resolution.
+    The deepest feature is pooled to several grids, concatenated with the results, and passed through a 3x3 convolution
+    (the pyramid pooling module of PSPNet, Zhao et al. 2017). From there downwards, the map is upsampled and added to a
+    1x1 projection of the next shallower feature, and a 3x3 convolution smooths each sum. All maps are resized to the
+    shallowest one, concatenated and fused. Pooled maps have half of ``width`` and no batch norm (one value per image is
+    too few). Kaiming-normal initialisation.
+
+    On CUDA the gradient of the pooling has no deterministic kernel: ``--trainer.deterministic warn`` rather than true.
 
     Args:
         channels: channels of the backbone's features.
         strides: strides of the backbone's features.
         num_classes: channels of the logits.
-        width: channels of each level. The paper has 512.
-        bins: sides of the grids over which the deepest feature is averaged.
-        min_stride: features of smaller strides are not used; 8 takes a quarter of the time of 4.
-        fuse_kernel: kernel size of the convolution that fuses the levels; the paper has 3.
+        width: channels inside the decoder; the paper has 512.
+        bins: heights and widths of the pooled grids.
         dropout: probability with which a channel is dropped before the last convolution during training.
+        min_stride: shallower features are ignored; 8 makes the decoder several times faster than 4.
+        fuse_kernel: kernel size of the convolution that fuses all maps; an odd number.
 
     Raises:
-        VocsegError: fewer than two features of different strides are left.
+        VocsegError: no feature or features of only one stride are left, or ``fuse_kernel`` is even.
     """
 
     def __init__(
@@ -37,34 +40,35 @@ class UPerNet(Decoder):
         num_classes: int,
         width: int = 256,
         bins: tuple[int, ...] = (1, 2, 3, 6),
-        min_stride: int = 1,
-        fuse_kernel: int = 3,
         dropout: float = 0.1,
+        min_stride: int = 4,
+        fuse_kernel: int = 3,
     ) -> None:
         super().__init__()
-        self.first = sum(stride < min_stride for stride in strides)
-        *skips, deepest = channels[self.first :] or [0]
-        check_pyramid(strides[self.first :], "UPerNet")
-        # no batch norm after pooling: a grid of one cell has one value per image, too few for a batch of one image
+        self.used = [place for place, stride in enumerate(strides) if stride >= min_stride]
+        if not self.used:
+            raise VocsegError(f"No feature has a stride of min_stride={min_stride}; the largest is {max(strides)}.")
+        if fuse_kernel % 2 == 0:
+            raise VocsegError(f"fuse_kernel must be odd, for example 1 or 3; got {fuse_kernel}.")
+        check_pyramid([strides[place] for place in self.used], "UPerNet")
+        *skips, deepest = (channels[place] for place in self.used)
         self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Conv2d(deepest, width // 2, 1), nn.ReLU(inplace=True))
-            for size in bins
+            nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Conv2d(deepest, width // 2, 1), nn.ReLU(inplace=True))
+            for grid in bins
         )
         self.bottom = conv_norm_act(deepest + len(bins) * (width // 2), width, 3)
-        self.project = nn.ModuleList(conv_norm_act(skip, width, 1) for skip in skips)
+        self.lateral = nn.ModuleList(conv_norm_act(skip, width, 1) for skip in skips)
         self.smooth = nn.ModuleList(conv_norm_act(width, width, 3) for _ in skips)
-        self.fuse = conv_norm_act(width * (len(skips) + 1), width, fuse_kernel)
+        self.fuse = conv_norm_act(width * len(self.used), width, fuse_kernel)
         self.head = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
         kaiming_(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """See ``Decoder.forward``. The logits have the size of the shallowest feature that is used."""
-        *skips, deepest = features[self.first :]
-        pooled = [resize(pool(deepest), deepest.shape[-2:]) for pool in self.pools]
-        level = self.bottom(torch.cat([deepest, *pooled], dim=1))
-        levels = [level]
-        for skip, project, smooth in zip(reversed(skips), reversed(self.project), reversed(self.smooth), strict=True):
-            level = project(skip) + resize(level, skip.shape[-2:])
-            levels.append(smooth(level))
-        size = level.shape[-2:]
-        return self.head(self.fuse(torch.cat([resize(each, size) for each in levels], dim=1)))
+        *skips, deepest = (features[place] for place in self.used)
+        x = self.bottom(torch.cat([deepest, *(resize_like(pool(deepest), deepest) for pool in self.pools)], dim=1))
+        maps = [x]  # deep to shallow
+        for skip, lateral, smooth in reversed(list(zip(skips, self.lateral, self.smooth, strict=True))):
+            x = lateral(skip) + resize_like(x, skip)
+            maps.append(smooth(x))
+        return self.head(self.fuse(torch.cat([resize_like(level, maps[-1]) for level in maps], dim=1)))
