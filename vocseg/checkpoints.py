@@ -19,6 +19,7 @@ from vocseg.schedules import Schedule
 COMPONENTS: dict[str, type | tuple[type, ...]] = {
     "backbone": nn.Module,
     "decoder": nn.Module,
+    "auxiliary": nn.Module,
     "loss": nn.Module,
     "optimizer": torch.optim.Optimizer,
     "schedule": (Schedule, LRScheduler, ReduceLROnPlateau),

@@ -43,15 +43,30 @@ class SegmentationNetwork(nn.Module):
         Returns:
             float32 [B, C, H, W].
         """
-        size = image.shape[-2:]
-        padded_size = [-(-side // self.stride) * self.stride for side in size]
-        padded = _pad(image, padded_size).contiguous(memory_format=self._memory_format)
+        return self.decode(self.features(image), image.shape[-2:])
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The backbone's features, shallow to deep, of the padded image: float [B, channels[i], h_i, w_i] each."""
+        padded = _pad(image, self._padded(image.shape[-2:])).contiguous(memory_format=self._memory_format)
         trains = torch.compiler.is_exporting() or any(
             parameter.requires_grad for parameter in self.backbone.parameters()
         )
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            features = self.backbone(padded)
-        return _crop(resize(self.decoder(features).float(), padded_size), size)
+            return self.backbone(padded)
+
+    def decode(self, features: list[Tensor], size: Sequence[int], decoder: nn.Module | None = None) -> Tensor:
+        """The logits of an image of a size, float32 [B, C, *size].
+
+        Args:
+            features: of the image, from :meth:`features`.
+            size: height and width of the image.
+            decoder: another one than the network's.
+        """
+        logits = (self.decoder if decoder is None else decoder)(features)
+        return _crop(resize(logits.float(), self._padded(size)), size)
+
+    def _padded(self, size: Sequence[int]) -> list[int]:
+        return [-(-side // self.stride) * self.stride for side in size]
 
     @property
     def _memory_format(self) -> torch.memory_format:

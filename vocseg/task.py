@@ -71,6 +71,11 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         layer_decay: factor between the learning rates of two successive layers of the backbone, above 0 and at most 1:
             the last has the backbone's, and those before it ever smaller ones. See
             :func:`vocseg.optimizers.split_layers`.
+        auxiliary: builds, as ``decoder`` does, a second decoder from all features but the deepest. It helps to train
+            the backbone and is not used otherwise (deep supervision: Zhao et al. 2017, "Pyramid Scene Parsing
+            Network", section 3.3).
+        auxiliary_weight: of the auxiliary decoder's loss, which is added to the decoder's; ``train/loss`` is the
+            decoder's alone.
 
     Attributes:
         network: the plain module of backbone and decoder.
@@ -90,6 +95,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         channels_last: bool = True,
         norm_weight_decay: float | None = None,
         layer_decay: float | None = None,
+        auxiliary: DecoderCallable | None = None,
+        auxiliary_weight: float = 0.4,
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
@@ -106,13 +113,25 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
                 "channels_last": channels_last,
                 "norm_weight_decay": norm_weight_decay,
                 "layer_decay": layer_decay,
+                "auxiliary": to_config(auxiliary, skip=3),
+                "auxiliary_weight": auxiliary_weight,
             }
         )
         # a checkpoint passes the configurations instead of the components
         built: Any = _checked_backbone(from_config(backbone, "backbone", nn.Module))
-        head = factory_from_config(decoder, "decoder", nn.Module)
-        sizes = (list(built.channels), list(built.strides), len(self.class_names))
-        self.network = SegmentationNetwork(built, head if isinstance(head, nn.Module) else head(*sizes), channels_last)
+        channels, strides, num_classes = list(built.channels), list(built.strides), len(self.class_names)
+        head = _built_decoder(decoder, "decoder", channels, strides, num_classes)
+        self.network = SegmentationNetwork(built, head, channels_last)
+        self.auxiliary: nn.Module | None = None
+        if auxiliary is not None:
+            if len(channels) < 2 or auxiliary_weight < 0:
+                raise VocsegError(
+                    "auxiliary needs a backbone with two features or more, and an auxiliary_weight of at least 0; got "
+                    f"{len(channels)} and {auxiliary_weight}."
+                )
+            self.auxiliary = _built_decoder(auxiliary, "auxiliary", channels[:-1], strides[:-1], num_classes)
+            self.auxiliary.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        self.auxiliary_weight = auxiliary_weight
         criterion: Any = from_config(loss, "loss", nn.Module) or CrossEntropy()
         if not isinstance(criterion, nn.Module):
             hint = f": give an object, {loss.__name__}(...)" if isinstance(loss, type) else ""
@@ -243,11 +262,16 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch's loss, a float scalar."""
         image, mask = self._image_and_mask(batch, f"training batch {batch_idx}")
-        loss = self.loss(self(image), mask)
+        features = None if self.auxiliary is None else self.network.features(image)
+        logits = self(image) if features is None else self.network.decode(features, image.shape[-2:])
+        loss = self.loss(logits, mask)
         self.train_loss.update(loss.detach(), len(image))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
-        return loss
+        if features is None:
+            return loss
+        logits = self.network.decode(features[:-1], image.shape[-2:], self.auxiliary)
+        return loss + self.auxiliary_weight * self.loss(logits, mask)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
         """Adds a batch to the validation metric.
@@ -393,6 +417,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         parts = {"backbone": self.backbone, "decoder": self.decoder, "loss": self.loss}
+        if self.auxiliary is not None:
+            parts["auxiliary"] = self.auxiliary
         groups = parameter_groups(parts, {"backbone": self.backbone_lr})
         if self.layer_decay is not None and groups[0]["name"] == "backbone":  # else it is frozen
             rate = self.lr if self.backbone_lr is None else self.backbone_lr
@@ -512,6 +538,12 @@ def _checked_backbone(backbone: Any) -> Any:
             "with feature_info.channels() and .reduction()). Wrap the network in a module that does."
         )
     return backbone
+
+
+def _built_decoder(decoder: Any, role: str, *sizes: Any) -> nn.Module:
+    """The decoder, built from channels, strides and the number of classes unless it is a finished module."""
+    head = factory_from_config(decoder, role, nn.Module)
+    return head if isinstance(head, nn.Module) else head(*sizes)
 
 
 def _schedule_from_config(schedule: Any) -> Schedule | Callable:
