@@ -27,6 +27,7 @@ _BASES: dict[str, tuple[type, ...]] = {
     "model.backbone": (Backbone,),
     "model.decoder": (Decoder,),
     "model.loss": (nn.Module,),
+    "model.loss.losses": (nn.Module,),
     "model.optimizer": (Optimizer,),
     "model.schedule": (Schedule, LRScheduler),
     "trainer.callbacks": (L.Callback,),

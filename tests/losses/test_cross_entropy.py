@@ -130,7 +130,7 @@ def test_label_smoothing_equals_torchs(weights, batch):
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-@pytest.mark.parametrize(("threshold", "min_kept"), [(0.1, 0.25), (0.3, 0.25), (0.05, 0.0), (1.0, 0.0)])
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.05, 0.5), (0.3, 0.25), (0.05, 0.0), (1.0, 0.0)])
 def test_hard_pixels_are_those_below_the_threshold_and_the_lowest_share(threshold, min_kept, weights, batch):
     logits, mask = batch
     probabilities = logits.double().softmax(1)
@@ -141,7 +141,7 @@ def test_hard_pixels_are_those_below_the_threshold_and_the_lowest_share(threshol
     pixels.sort()
     at_least = math.ceil(min_kept * len(pixels))
     hard = [pair for number, pair in enumerate(pixels) if number < at_least or pair[0] <= threshold]
-    assert (len(hard) > at_least) == (threshold != 0.1)  # with 0.1 the share decides, else the threshold
+    assert (len(hard) > at_least) == (min_kept < 0.5)  # with 0.5 the share decides, else the threshold
     expected = sum(-math.log(p) * weight for p, weight in hard) / sum(weight for _, weight in hard)
     loss = OHEMCrossEntropy(threshold, min_kept, weights)
     assert loss(logits, mask).item() == pytest.approx(expected, rel=1e-5)

@@ -118,6 +118,10 @@ def test_sums_work_from_yaml_and_flags_to_checkpoints(fit_flags, vocseg, tmp_pat
     assert torch.equal(weights, loss.losses[3].class_weights)
     status, _, err = vocseg("validate", "--ckpt_path", checkpoint)
     assert status == 0, err
+    (tmp_path / "sum.yaml").write_text(CONFIG.replace("Dice", "Dise"))
+    status, _, err = vocseg(*fit_flags, "--config", "sum.yaml")
+    assert status != 0
+    assert "there is no class 'Dise' (in sum.yaml). Did you mean 'Dice'?" in err
     flags = ["--model.loss", "SumOfLosses", "--model.loss.losses", "[{class_path: CrossEntropy}, {class_path: Dice}]"]
     status, _, err = vocseg(*fit_flags, *flags, "--name", "b", "--trainer.max_epochs", 1)
     assert (status, err) == (0, "")

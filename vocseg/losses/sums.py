@@ -12,7 +12,8 @@ from vocseg.errors import VocsegError
 class SumOfLosses(SavesInitArgs, nn.Module):
     """A weighted sum of losses.
 
-    Class weights ``inverse_frequency`` work in each of them. In a config, each is an entry with ``class_path``::
+    Class weights ``inverse_frequency`` work in each of them. On the command line:
+    ``--model.loss SumOfLosses --model.loss.losses [CrossEntropy,Dice]``. In a config::
 
         loss:
           class_path: SumOfLosses
