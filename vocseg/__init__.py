@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vocseg.network import SegmentationNetwork
     from vocseg.schedules import Schedule
     from vocseg.task import SegmentationTask
+    from vocseg.whole_network import WholeNetwork
 
 __version__ = "0.2.0.dev0"
 
@@ -69,6 +70,7 @@ __all__ = [
     "UPerNet",
     "VOCDataModule",
     "VocsegError",
+    "WholeNetwork",
     "__version__",
 ]
 
@@ -95,6 +97,7 @@ _MODULES = {
     "vocseg.network": ("SegmentationNetwork",),
     "vocseg.schedules": ("Schedule",),
     "vocseg.task": ("SegmentationTask",),
+    "vocseg.whole_network": ("WholeNetwork",),
 }
 
 

@@ -16,10 +16,11 @@ from vocseg.data.base import SegmentationDataModule
 from vocseg.inference import Inference
 from vocseg.schedules import Schedule
 from vocseg.task import SegmentationTask
+from vocseg.whole_network import WholeNetwork
 
 WIDTH = 120
 COMPONENTS: dict[str, Sequence[type]] = {
-    "backbone": [getattr(backbones, name) for name in backbones.__all__ if name != "Backbone"],
+    "backbone": [getattr(backbones, name) for name in backbones.__all__ if name != "Backbone"] + [WholeNetwork],
     "decoder": [getattr(decoders, name) for name in decoders.__all__ if name != "Decoder"],
     "loss": [value for name in losses.__all__ if isinstance(value := getattr(losses, name), type)],
     "schedule": [Schedule],

@@ -38,6 +38,7 @@ from vocseg.optimizers import (
 )
 from vocseg.schedules import Schedule, SchedulerFactory, attach_scheduler, schedule_settings, step_on_plateau
 from vocseg.state_dicts import check_fits
+from vocseg.whole_network import Logits, WholeNetwork
 
 DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
@@ -57,7 +58,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
     Args:
         backbone: a module with ``channels``, ``strides`` and ``forward(image) -> list of features``, shallow to deep.
         decoder: builds the decoder from ``(channels, strides, num_classes)``: a class, a ``functools.partial`` of one,
-            or the finished module.
+            or the finished module. None for a :class:`vocseg.WholeNetwork`, which needs no decoder.
         class_names: one name per class, in the order of the labels.
         loss: a module ``(logits, mask) -> scalar``; cross-entropy over valid pixels if None.
         optimizer: builds the optimizer from parameters, ``functools.partial(torch.optim.AdamW, lr=1e-3)`` for one; Adam
@@ -86,7 +87,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
     def __init__(
         self,
         backbone: Backbone | nn.Module,
-        decoder: DecoderCallable,
+        decoder: DecoderCallable | None = None,
         class_names: Sequence[str] = VOC_CLASSES,
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable | None = None,
@@ -120,7 +121,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         # a checkpoint passes the configurations instead of the components
         built: Any = _checked_backbone(from_config(backbone, "backbone", nn.Module))
         channels, strides, num_classes = list(built.channels), list(built.strides), len(self.class_names)
-        head = _built_decoder(decoder, "decoder", channels, strides, num_classes)
+        head = _built_decoder(_checked_decoder(decoder, built), "decoder", channels, strides, num_classes)
         self.network = SegmentationNetwork(built, head, channels_last)
         self.auxiliary: nn.Module | None = None
         if auxiliary is not None:
@@ -544,6 +545,24 @@ def _built_decoder(decoder: Any, role: str, *sizes: Any) -> nn.Module:
     """The decoder, built from channels, strides and the number of classes unless it is a finished module."""
     head = factory_from_config(decoder, role, nn.Module)
     return head if isinstance(head, nn.Module) else head(*sizes)
+
+
+def _checked_decoder(decoder: Any, backbone: nn.Module) -> Any:
+    """The decoder, or that of a whole network.
+
+    Raises:
+        VocsegError: a backbone has none, or a whole network has one.
+    """
+    if isinstance(backbone, WholeNetwork):
+        if decoder is not None:
+            raise VocsegError("A WholeNetwork gives logits and takes no decoder: --model.decoder null")
+        return Logits
+    if decoder is None:
+        raise VocsegError(
+            f"The backbone {type(backbone).__name__} needs a decoder. One that takes any backbone: --model.decoder "
+            "SkipDecoder"
+        )
+    return decoder
 
 
 def _schedule_from_config(schedule: Any) -> Schedule | Callable:
