@@ -21,10 +21,16 @@ if TYPE_CHECKING:
     from vocseg.data.synthetic import SyntheticDataModule
     from vocseg.data.voc import VOCDataModule
     from vocseg.decoders import (
+        DPT,
+        FPN,
         Decoder,
         DeconvDecoder,
+        DeepLabV3Plus,
+        LinearHead,
         ListedUNetDecoder,
+        PSPNet,
         ResidualDecoder,
+        SegFormerHead,
         SkipDecoder,
         UNetDecoder,
         UPerNet,
@@ -38,18 +44,24 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "DPT",
+    "FPN",
     "Backbone",
     "CrossEntropy",
     "Decoder",
     "DeconvDecoder",
+    "DeepLabV3Plus",
     "FocalLoss",
     "FolderDataModule",
+    "LinearHead",
     "ListedUNetDecoder",
     "ListedUNetEncoder",
     "MobileNetV2",
+    "PSPNet",
     "ResNet",
     "ResidualDecoder",
     "Schedule",
+    "SegFormerHead",
     "SegmentationDataModule",
     "SegmentationNetwork",
     "SegmentationTask",
@@ -71,7 +83,8 @@ _MODULES = {
     "vocseg.data.synthetic": ("SyntheticDataModule",),
     "vocseg.data.voc": ("VOCDataModule",),
     "vocseg.decoders": (
-        *("Decoder", "DeconvDecoder", "ListedUNetDecoder", "ResidualDecoder", "SkipDecoder", "UNetDecoder", "UPerNet"),
+        *("DPT", "Decoder", "DeconvDecoder", "DeepLabV3Plus", "FPN", "LinearHead", "ListedUNetDecoder"),
+        *("PSPNet", "ResidualDecoder", "SegFormerHead", "SkipDecoder", "UNetDecoder", "UPerNet"),
     ),
     "vocseg.errors": ("VocsegError",),
     "vocseg.losses": ("CrossEntropy", "FocalLoss"),
