@@ -1,5 +1,6 @@
 """Building blocks that backbones and decoders share."""
 
+import math
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -25,10 +26,15 @@ def paper_block(convolution: nn.Conv2d | nn.ConvTranspose2d, activation: Activat
     return nn.Sequential(convolution, activation_layer(activation), nn.BatchNorm2d(convolution.out_channels))
 
 
-def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+def conv_norm_act(
+    in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
     """Builds convolution -> batch norm -> ReLU, the order of ResNet; the resolution stays the same."""
+    padding = dilation * (kernel_size // 2)
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=False
+        ),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
@@ -44,12 +50,17 @@ def xavier_(module: nn.Module) -> None:
 
 
 def kaiming_(module: nn.Module) -> None:
-    """Initialises all convolutions in ``module`` in place: Kaiming-normal weights (He et al. 2015), zero biases."""
+    """Initialises all convolutions in ``module`` in place: Kaiming-normal weights (He et al. 2015), zero biases.
+
+    The kernel size of a transposed convolution must be its stride, as in DPT: each output then sees one input pixel.
+    """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.ConvTranspose2d):  # torch would count the kernel's pixels and the output channels
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_channels))
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def resize_like(x: Tensor, target: Tensor) -> Tensor:

@@ -44,19 +44,40 @@ def check_strides_double(strides: list[int], decoder: str) -> None:
         )
 
 
-def check_pyramid(strides: list[int], decoder: str) -> None:
-    """Checks that the features have at least two different strides.
+def deep_enough(strides: list[int], min_stride: int) -> list[int]:
+    """Finds the features whose stride is at least ``min_stride``.
+
+    Returns:
+        Their places among ``strides``, shallow to deep.
+
+    Raises:
+        VocsegError: there are none.
+    """
+    places = [place for place, stride in enumerate(strides) if stride >= min_stride]
+    if not places:
+        raise VocsegError(f"min_stride={min_stride} leaves no feature: set it to {max(strides)} or less.")
+    return places
+
+
+def check_pyramid(strides: list[int], min_stride: int, decoder: str) -> None:
+    """Checks that the features whose stride is at least ``min_stride`` have two different strides or more.
 
     Args:
-        strides: strides of the features that the decoder uses.
+        strides: strides of the backbone's features.
+        min_stride: the decoder's setting.
         decoder: name of the decoder that needs it, for the message.
 
     Raises:
         VocsegError: they have only one.
     """
-    if len(set(strides)) < 2:
+    different = sorted(set(strides))
+    if len(different) < 2:
         raise VocsegError(
-            f"{decoder} needs features of at least two strides, but all that it gets have stride {strides[0]}. "
-            "LinearHead and DPT take features of one stride; SimpleFeaturePyramid turns those of a vision transformer "
-            "into a pyramid."
+            f"{decoder} needs features of different strides, but all that it gets have stride {different[0]}: use "
+            "LinearHead or DPT, or make a pyramid of a transformer's features with SimpleFeaturePyramid."
+        )
+    if different[-2] < min_stride:
+        raise VocsegError(
+            f"{decoder} needs features of different strides, but min_stride={min_stride} leaves only those of stride "
+            f"{different[-1]}: set it to {different[-2]} or less."
         )

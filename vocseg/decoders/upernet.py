@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from vocseg.decoders.base import Decoder, check_pyramid
+from vocseg.decoders.base import Decoder, check_pyramid, deep_enough
+from vocseg.decoders.pspnet import concat_pooled, pooling_branches
 from vocseg.errors import VocsegError
 from vocseg.layers import conv_norm_act, kaiming_, resize_like
 
@@ -14,10 +15,8 @@ class UPerNet(Decoder):
     The deepest feature is pooled to several grids, concatenated with the results, and passed through a 3x3 convolution
     (the pyramid pooling module of PSPNet, Zhao et al. 2017). From there downwards, the map is upsampled and added to a
     1x1 projection of the next shallower feature, and a 3x3 convolution smooths each sum. All maps are resized to the
-    shallowest one, concatenated and fused. Pooled maps have half of ``width`` and no batch norm (one value per image is
-    too few). Kaiming-normal initialisation.
-
-    On CUDA the gradient of the pooling has no deterministic kernel: ``--trainer.deterministic warn`` rather than true.
+    shallowest one, concatenated and fused. Kaiming-normal initialisation. As to pooled maps, see ``PSPNet``; here they
+    have half of ``width`` channels.
 
     Args:
         channels: channels of the backbone's features.
@@ -30,7 +29,7 @@ class UPerNet(Decoder):
         fuse_kernel: kernel size of the convolution that fuses all maps; an odd number.
 
     Raises:
-        VocsegError: no feature or features of only one stride are left, or ``fuse_kernel`` is even.
+        VocsegError: fewer than two different strides are left, ``fuse_kernel`` is not odd, or a bin is not positive.
     """
 
     def __init__(
@@ -45,17 +44,12 @@ class UPerNet(Decoder):
         fuse_kernel: int = 3,
     ) -> None:
         super().__init__()
-        self.used = [place for place, stride in enumerate(strides) if stride >= min_stride]
-        if not self.used:
-            raise VocsegError(f"No feature has a stride of min_stride={min_stride}; the largest is {max(strides)}.")
-        if fuse_kernel % 2 == 0:
+        if fuse_kernel < 1 or fuse_kernel % 2 == 0:
             raise VocsegError(f"fuse_kernel must be odd, for example 1 or 3; got {fuse_kernel}.")
-        check_pyramid([strides[place] for place in self.used], "UPerNet")
+        check_pyramid(strides, min_stride, "UPerNet")
+        self.used = deep_enough(strides, min_stride)
         *skips, deepest = (channels[place] for place in self.used)
-        self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Conv2d(deepest, width // 2, 1), nn.ReLU(inplace=True))
-            for grid in bins
-        )
+        self.pools = pooling_branches(deepest, width // 2, bins)
         self.bottom = conv_norm_act(deepest + len(bins) * (width // 2), width, 3)
         self.lateral = nn.ModuleList(conv_norm_act(skip, width, 1) for skip in skips)
         self.smooth = nn.ModuleList(conv_norm_act(width, width, 3) for _ in skips)
@@ -66,7 +60,7 @@ class UPerNet(Decoder):
     def forward(self, features: list[Tensor]) -> Tensor:
         """See ``Decoder.forward``. The logits have the size of the shallowest feature that is used."""
         *skips, deepest = (features[place] for place in self.used)
-        x = self.bottom(torch.cat([deepest, *(resize_like(pool(deepest), deepest) for pool in self.pools)], dim=1))
+        x = self.bottom(concat_pooled(deepest, self.pools))
         maps = [x]  # deep to shallow
         for skip, lateral, smooth in reversed(list(zip(skips, self.lateral, self.smooth, strict=True))):
             x = lateral(skip) + resize_like(x, skip)
