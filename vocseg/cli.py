@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": "score a checkpoint on the validation split: vocseg validate --ckpt_path CKPT",
     "test": "score a checkpoint on the test split: vocseg test --ckpt_path CKPT",
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
+    "submit": "pack predictions for VOC's evaluation server: vocseg submit --ckpt_path CKPT --data.split test",
     "inspect": "show what a data set holds, before training: vocseg inspect --data.root FOLDER",
     "report": "write a page of runs' curves, scores and images: vocseg report RUN [RUN ...]",
     "experiments": "list the packaged experiments",
@@ -74,6 +75,10 @@ def _dispatch(command: str, args: list[str]) -> None:
             print(f"{name:<12} {line}")
     elif command == "report":
         _report(args)
+    elif command == "submit":
+        from vocseg.submission import run_command as run_submit
+
+        run_submit(args)
     elif command == "inspect":
         from vocseg.data_report import run_command as run_inspect
 

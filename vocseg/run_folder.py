@@ -88,6 +88,11 @@ class RunFolder:
         return self.path / "predictions"
 
     @property
+    def submission(self) -> Path:
+        """The folder that ``submit`` writes."""
+        return self.path / "submission"
+
+    @property
     def report(self) -> Path:
         """The folder that ``report`` writes."""
         return self.path / "report"

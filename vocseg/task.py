@@ -214,7 +214,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         return self
 
     def infer(self, image: Tensor) -> Tensor:
-        """Computes logits, or the logarithm of mean probabilities, as :attr:`inference` says; without gradients.
+        """Computes logits, or the logarithm of mean probabilities, as ``inference`` says; without gradients.
 
         Args:
             image: float [B, 3, H, W], normalised, of any size.
