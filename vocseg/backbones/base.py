@@ -1,9 +1,10 @@
 """The base class of all backbones: deferred loading of pretrained weights, and freezing that lasts."""
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vocseg.components import NetworkPart
 from vocseg.errors import VocsegError, nearest
@@ -23,7 +24,7 @@ class Backbone(NetworkPart):
     Args:
         weights: name of one of torchvision's weights for this network (``IMAGENET1K_V1``), the path of a state dict, or
             None. ``load_pretrained`` reads them; the constructor does not.
-        freeze: see ``freeze``.
+        freeze: False, True for the whole backbone, or the names of the modules to freeze; see ``freeze``.
     """
 
     channels: list[int]
@@ -35,9 +36,10 @@ class Backbone(NetworkPart):
     unused_weights: tuple[str, ...] = ()
     """Prefixes of the keys in a pretrained state dict that segmentation does not use."""
 
-    def __init__(self, weights: str | None = None, freeze: bool = False) -> None:
+    def __init__(self, weights: str | None = None, freeze: bool | list[str] = False) -> None:
         super().__init__()
-        self.frozen = freeze
+        self.frozen = freeze is True
+        self._frozen_modules: list[str] = []
         self._pending_weights: str | None = weights
         self.register_load_state_dict_post_hook(_forget_pretrained)
 
@@ -53,21 +55,57 @@ class Backbone(NetworkPart):
         """
         raise TypeError(f"{type(self).__name__} must implement forward(image) -> list of features")
 
-    def freeze(self) -> Self:
-        """Stops all training of this backbone: no gradients, and eval mode even after ``train()``."""
-        self.frozen = True
-        super().freeze()
+    @property
+    def _named_network(self) -> nn.Module:
+        """The module to which the names in ``freeze`` and in a file of weights belong: the backbone itself."""
         return self
+
+    def freeze(self, modules: bool | list[str] = True) -> Self:
+        """Stops the training of this backbone or of parts of it: no gradients, and eval mode even after ``train()``.
+
+        Batch norms in frozen parts keep their statistics; dropout and drop path in them are off. Frozen stages before
+        the first trained one build no graph for gradients.
+
+        Args:
+            modules: True for the whole backbone, or names of modules as in ``named_modules()``, with the wildcards of
+                ``fnmatch``: ``["conv1", "layer[12]", "*.bn?"]``. A module is frozen with everything in it. What was
+                frozen before stays frozen; False and an empty list freeze nothing more.
+
+        Raises:
+            VocsegError: no module has such a name.
+        """
+        if modules is True:
+            self.frozen = True
+            super().freeze()
+            return self
+        names = [name for name, _ in self._named_network.named_modules() if name]
+        for pattern in modules or ():
+            found = [name for name in names if fnmatchcase(name, pattern)]
+            if not found:
+                raise VocsegError(f"freeze: {self._title} has no module {pattern!r}.{nearest(pattern, names)}")
+            self._frozen_modules += found
+        for name in self._frozen_modules:
+            self._named_network.get_submodule(name).requires_grad_(False)
+        return self.train(self.training)
 
     def unfreeze(self) -> Self:
         """Reverts ``freeze``."""
         self.frozen = False
+        self._frozen_modules = []
         super().unfreeze()
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Sets training mode, unless the backbone is frozen: its batch-norm statistics must not change."""
-        return super().train(mode and not self.frozen)
+        """Sets training mode, except in what is frozen: its batch-norm statistics must not change."""
+        super().train(mode and not self.frozen)
+        for name in self._frozen_modules:
+            self._named_network.get_submodule(name).eval()
+        return self
+
+    @property
+    def _title(self) -> str:
+        """The network's name in messages."""
+        return type(self).__name__
 
     def load_pretrained(self) -> None:
         """Loads the pretrained weights. The task calls this when a new training starts.
@@ -85,22 +123,35 @@ class Backbone(NetworkPart):
         state = {
             key: value for key, value in self._read_weights(source).items() if not key.startswith(self.unused_weights)
         }
-        check_fits(state, self.state_dict(), f"The weights file or name {source!r}", type(self).__name__)
-        self.load_state_dict(state, strict=False)
+        check_fits(state, self._named_network.state_dict(), f"The weights file or name {source!r}", self._title)
+        self._named_network.load_state_dict(state, strict=False)
+        self._pending_weights = None
+
+    def _names_of_weights(self) -> list[str]:
+        """Names of the weights that ``_download`` knows."""
+        return [] if self.torchvision_weights is None else list(self.torchvision_weights.__members__)
+
+    def _download(self, name: str) -> dict[str, Tensor]:
+        """The state dict with this name; raises OSError if it cannot be had."""
+        assert self.torchvision_weights is not None
+        return self.torchvision_weights[name].get_state_dict(progress=True, check_hash=True)
+
+    def _read_file(self, path: str) -> dict[str, Tensor]:
+        """The state dict in this file."""
+        return torch.load(path, map_location="cpu", weights_only=True)
 
     def _read_weights(self, source: str) -> dict[str, Tensor]:
-        enum = self.torchvision_weights
-        names: list[str] = [] if enum is None else list(enum.__members__)
-        if enum is not None and source in names:
+        names = self._names_of_weights()
+        if source in names:
             try:
-                return enum[source].get_state_dict(progress=True, check_hash=True)
+                return self._download(source)
             except OSError as error:
                 raise VocsegError(
                     f"The weights {source} could not be downloaded ({error}). Download them on another machine and "
                     "pass the file: --model.backbone.weights /path/to/weights.pth"
                 ) from error
         try:
-            state = torch.load(source, map_location="cpu", weights_only=True)
+            state = self._read_file(source)
         except FileNotFoundError as error:
             raise VocsegError(
                 f"There are no weights {source!r}: no such file"
@@ -109,7 +160,7 @@ class Backbone(NetworkPart):
             ) from error
         except Exception as error:  # torch raises many kinds of exceptions for a damaged or untrusted file
             raise VocsegError(
-                f"The weights file {source} is not a state dict that loads safely: {_first_line(error)}"
+                f"The weights file {source} is not a state dict that loads safely: {first_line(error)}"
             ) from error
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise VocsegError(
@@ -123,5 +174,6 @@ def _forget_pretrained(backbone: Backbone, _incompatible_keys: Any) -> None:
     backbone._pending_weights = None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message; its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

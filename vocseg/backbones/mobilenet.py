@@ -20,14 +20,17 @@ class MobileNetV2(Backbone):
     Args:
         weights: ``IMAGENET1K_V1`` (torchvision downloads it), the path of a state dict of torchvision's network, or
             None (Xavier-uniform initialisation).
-        freeze: do not train this backbone, and do not update its batch-norm statistics.
+        freeze: do not train this backbone, and do not update its batch-norm statistics; or the names of the modules to
+            freeze (see ``Backbone.freeze``).
         output_stride: stride of the deepest feature, 32 or 16.
     """
 
     torchvision_weights = models.MobileNet_V2_Weights
     unused_weights = ("classifier.",)
 
-    def __init__(self, weights: str | None = None, freeze: bool = False, output_stride: Literal[16, 32] = 32) -> None:
+    def __init__(
+        self, weights: str | None = None, freeze: bool | list[str] = False, output_stride: Literal[16, 32] = 32
+    ) -> None:
         super().__init__(weights=weights, freeze=freeze)
         check_choice("output_stride", output_stride, (16, 32))
         self.features = models.mobilenet_v2(weights=None).features
@@ -37,7 +40,7 @@ class MobileNetV2(Backbone):
             self._dilate_last_stage()
         xavier_(self)
         if freeze:
-            self.freeze()
+            self.freeze(freeze)
 
     def _dilate_last_stage(self) -> None:
         for block in range(14, 18):

@@ -20,12 +20,15 @@ class ResNet(Backbone):
         depth: 18, 34, 50 or 101.
         weights: ``IMAGENET1K_V1`` (torchvision downloads it), the path of a state dict of torchvision's network, or
             None (Xavier-uniform initialisation).
-        freeze: do not train this backbone, and do not update its batch-norm statistics.
+        freeze: do not train this backbone, and do not update its batch-norm statistics; or the names of the modules to
+            freeze (see ``Backbone.freeze``).
     """
 
     unused_weights = ("fc.",)
 
-    def __init__(self, depth: Literal[18, 34, 50, 101] = 34, weights: str | None = None, freeze: bool = False) -> None:
+    def __init__(
+        self, depth: Literal[18, 34, 50, 101] = 34, weights: str | None = None, freeze: bool | list[str] = False
+    ) -> None:
         super().__init__(weights=weights, freeze=freeze)
         check_choice("depth", depth, (18, 34, 50, 101))
         self.torchvision_weights = models.get_model_weights(f"resnet{depth}")
@@ -43,7 +46,7 @@ class ResNet(Backbone):
         self.strides = [4, 8, 16, 32]
         xavier_(self)
         if freeze:
-            self.freeze()
+            self.freeze(freeze)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See ``Backbone.forward``. Features at strides 4, 8, 16 and 32."""

@@ -15,14 +15,14 @@ class StridedEncoder(Backbone):
     Args:
         activation: ``relu`` or ``leaky_relu``.
         widths: output channels of each convolution; their number is the number of blocks.
-        freeze: do not train this backbone.
+        freeze: do not train this backbone, or the modules with these names (see ``Backbone.freeze``).
     """
 
     def __init__(
         self,
         activation: Activation = "relu",
         widths: tuple[int, ...] = (32, 64, 128, 256, 512),
-        freeze: bool = False,
+        freeze: bool | list[str] = False,
     ) -> None:
         super().__init__(freeze=freeze)
         self.channels = list(widths)
@@ -33,7 +33,7 @@ class StridedEncoder(Backbone):
         )
         xavier_(self)
         if freeze:
-            self.freeze()
+            self.freeze(freeze)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See ``Backbone.forward``. Features at strides 2, 4, 8, ..., one per block."""

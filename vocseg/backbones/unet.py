@@ -18,17 +18,17 @@ class UNetEncoder(Backbone):
     Args:
         width: channels of the first level; 64 in both papers.
         activation: ``relu`` or ``leaky_relu``.
-        freeze: do not train this backbone.
+        freeze: do not train this backbone, or the modules with these names (see ``Backbone.freeze``).
     """
 
-    def __init__(self, width: int = 64, activation: Activation = "relu", freeze: bool = False) -> None:
+    def __init__(self, width: int = 64, activation: Activation = "relu", freeze: bool | list[str] = False) -> None:
         super().__init__(freeze=freeze)
         self.channels = [width * 2**level for level in range(5)]
         self.strides = [2**level for level in range(5)]
         self.levels = _pairs_of_convolutions(self.channels, activation, padding=1)
         xavier_(self)
         if freeze:
-            self.freeze()
+            self.freeze(freeze)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See ``Backbone.forward``. Features at strides 1, 2, 4, 8 and 16."""
@@ -48,17 +48,17 @@ class ListedUNetEncoder(Backbone):
 
     Args:
         activation: ``relu`` or ``leaky_relu``.
-        freeze: do not train this backbone.
+        freeze: do not train this backbone, or the modules with these names (see ``Backbone.freeze``).
     """
 
-    def __init__(self, activation: Activation = "relu", freeze: bool = False) -> None:
+    def __init__(self, activation: Activation = "relu", freeze: bool | list[str] = False) -> None:
         super().__init__(freeze=freeze)
         self.channels = [64, 128, 256, 512, 1024]
         self.strides = [1] * 5
         self.levels = _pairs_of_convolutions(self.channels, activation, padding=0)
         xavier_(self)
         if freeze:
-            self.freeze()
+            self.freeze(freeze)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Computes the features, float [B, channels[i], H - 4 (i + 1), W - 4 (i + 1)].
