@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         MobileNetV2,
         ResNet,
         StridedEncoder,
+        Timm,
         UNetEncoder,
     )
     from vocseg.data.base import SegmentationDataModule
@@ -55,6 +56,7 @@ __all__ = [
     "SkipDecoder",
     "StridedEncoder",
     "SyntheticDataModule",
+    "Timm",
     "UNetDecoder",
     "UNetEncoder",
     "VOCDataModule",
@@ -63,7 +65,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "vocseg.backbones": ("Backbone", "ListedUNetEncoder", "MobileNetV2", "ResNet", "StridedEncoder", "UNetEncoder"),
+    "vocseg.backbones": (
+        "Backbone",
+        "ListedUNetEncoder",
+        "MobileNetV2",
+        "ResNet",
+        "StridedEncoder",
+        "Timm",
+        "UNetEncoder",
+    ),
     "vocseg.data.base": ("SegmentationDataModule",),
     "vocseg.data.folder": ("FolderDataModule",),
     "vocseg.data.synthetic": ("SyntheticDataModule",),
