@@ -33,7 +33,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # torch raises many kinds of exceptions for a damaged or untrusted file
         raise VocsegError(
-            f"The weights file {path} is not a state dict that loads safely: {_first_line(error)}"
+            f"The weights file {path} is not a state dict that loads safely: {first_line(error)}"
         ) from error
     if not isinstance(content, Mapping):
         raise VocsegError(f"The weights file {path} holds no plain state dict (a dictionary from names to tensors).")
@@ -93,5 +93,6 @@ def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: s
         raise VocsegError(f"{source} does not fit {network}:\n{shown}{more}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message; its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,8 +24,7 @@ class Backbone(NetworkPart):
         weights: name of one of torchvision's weights for this network (``IMAGENET1K_V1``), the path of a state dict or
             of a vocseg checkpoint with the same backbone, or None. ``load_pretrained`` reads them; the constructor does
             not.
-        freeze: True, nothing of this backbone is trained; or patterns of the names of its modules, with ``*`` for any
-            characters (``["layer1", "*.bn*"]``): what is in these modules is not trained.
+        freeze: False, True for the whole backbone, or the names of the modules to freeze; see ``freeze``.
     """
 
     channels: list[int]
@@ -40,8 +39,7 @@ class Backbone(NetworkPart):
     def __init__(self, weights: str | None = None, freeze: bool | list[str] = False) -> None:
         super().__init__()
         self.frozen = freeze is True
-        self._freeze = freeze
-        self._frozen_modules: list[nn.Module] = []
+        self._frozen_modules: list[str] = []
         self._pending_weights: str | None = weights
         self.register_load_state_dict_post_hook(_forget_pretrained)
 
@@ -57,52 +55,57 @@ class Backbone(NetworkPart):
         """
         raise TypeError(f"{type(self).__name__} must implement forward(image) -> list of features")
 
-    def freeze(self) -> Self:
-        """Stops all training of this backbone: no gradients, and eval mode even after ``train()``."""
-        self.frozen = True
-        super().freeze()
+    @property
+    def _named_network(self) -> nn.Module:
+        """The module to which the names in ``freeze`` belong: the backbone itself."""
         return self
 
-    def freeze_as_set(self, network: nn.Module | None = None) -> None:
-        """Freezes what the setting ``freeze`` says; subclasses call it when they have their modules.
+    def freeze(self, modules: bool | list[str] = True) -> Self:
+        """Stops the training of this backbone or of parts of it: no gradients, and eval mode even after ``train()``.
 
-        A frozen module gets no gradients, and stays in eval mode: the statistics of its batch norms do not change.
+        Batch norms in frozen parts keep their statistics; dropout and drop path in them are off. Frozen stages before
+        the first trained one build no graph for gradients.
 
         Args:
-            network: the names are those of its modules; None: of this backbone's.
+            modules: True for the whole backbone, or names of modules as in ``named_modules()``, with the wildcards of
+                ``fnmatch``: ``["conv1", "layer[12]", "*.bn?"]``. A module is frozen with everything in it. What was
+                frozen before stays frozen; False and an empty list freeze nothing more.
 
         Raises:
-            VocsegError: a pattern matches no module.
+            VocsegError: no module has such a name.
         """
-        if isinstance(self._freeze, bool):
-            if self._freeze:
-                self.freeze()
-            return
-        modules = {name: module for name, module in (network or self).named_modules() if name}
-        for pattern in self._freeze:
-            found = [module for name, module in modules.items() if fnmatchcase(name, pattern)]
+        if modules is True:
+            self.frozen = True
+            super().freeze()
+            return self
+        names = [name for name, _ in self._named_network.named_modules() if name]
+        for pattern in modules or ():
+            found = [name for name in names if fnmatchcase(name, pattern)]
             if not found:
-                raise VocsegError(
-                    f"freeze: no module of {type(self).__name__} is named {pattern!r}.{nearest(pattern, modules)}"
-                )
-            for module in found:
-                module.requires_grad_(False)
+                raise VocsegError(f"freeze: {self._title} has no module {pattern!r}.{nearest(pattern, names)}")
             self._frozen_modules += found
-        self.train(self.training)
+        for name in self._frozen_modules:
+            self._named_network.get_submodule(name).requires_grad_(False)
+        return self.train(self.training)
 
     def unfreeze(self) -> Self:
         """Reverts ``freeze``."""
         self.frozen = False
-        self._frozen_modules.clear()
+        self._frozen_modules = []
         super().unfreeze()
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Sets training mode, except of what is frozen: its batch-norm statistics must not change."""
+        """Sets training mode, except in what is frozen: its batch-norm statistics must not change."""
         super().train(mode and not self.frozen)
-        for module in self._frozen_modules:
-            module.eval()
+        for name in self._frozen_modules:
+            self._named_network.get_submodule(name).eval()
         return self
+
+    @property
+    def _title(self) -> str:
+        """The network's name in messages."""
+        return type(self).__name__
 
     def load_pretrained(self) -> None:
         """Loads the pretrained weights. The task calls this when a new training starts.
@@ -118,19 +121,27 @@ class Backbone(NetworkPart):
             return
         source = self._pending_weights
         state = self.translate(self._read_weights(source))
-        check_fits(state, self.state_dict(), f"The weights file or name {source!r}", type(self).__name__)
+        check_fits(state, self.state_dict(), f"The weights file or name {source!r}", self._title)
         self.load_state_dict(state, strict=False)
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives a pretrained state dict the keys of this backbone, without what segmentation does not use."""
         return {key: value for key, value in state.items() if not key.startswith(self.unused_weights)}
 
+    def _names_of_weights(self) -> list[str]:
+        """Names of the weights that ``_download`` knows."""
+        return [] if self.torchvision_weights is None else list(self.torchvision_weights.__members__)
+
+    def _download(self, name: str) -> dict[str, Tensor]:
+        """The state dict with this name; raises OSError if it cannot be had."""
+        assert self.torchvision_weights is not None
+        return self.torchvision_weights[name].get_state_dict(progress=True, check_hash=True)
+
     def _read_weights(self, source: str) -> dict[str, Tensor]:
-        enum = self.torchvision_weights
-        names: list[str] = [] if enum is None else list(enum.__members__)
-        if enum is not None and source in names:
+        names = self._names_of_weights()
+        if source in names:
             try:
-                return enum[source].get_state_dict(progress=True, check_hash=True)
+                return self._download(source)
             except OSError as error:
                 raise VocsegError(
                     f"The weights {source} could not be downloaded ({error}). Download them on another machine and "

@@ -20,8 +20,8 @@ class MobileNetV2(Backbone):
     Args:
         weights: ``IMAGENET1K_V1`` (torchvision downloads it), the path of a state dict of torchvision's network, or
             None (Xavier-uniform initialisation).
-        freeze: do not train this backbone, and do not update its batch-norm statistics; or patterns of the names of
-            modules that are not trained (see :class:`vocseg.Backbone`).
+        freeze: do not train this backbone, and do not update its batch-norm statistics; or the names of the modules to
+            freeze (see ``Backbone.freeze``).
         output_stride: stride of the deepest feature, 32 or 16.
     """
 
@@ -39,7 +39,8 @@ class MobileNetV2(Backbone):
         if output_stride == 16:
             self._dilate_last_stage()
         xavier_(self)
-        self.freeze_as_set()
+        if freeze:
+            self.freeze(freeze)
 
     def _dilate_last_stage(self) -> None:
         for block in range(14, 18):

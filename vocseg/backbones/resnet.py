@@ -20,8 +20,8 @@ class ResNet(Backbone):
         depth: 18, 34, 50 or 101.
         weights: ``IMAGENET1K_V1`` (torchvision downloads it), the path of a state dict of torchvision's network, or
             None (Xavier-uniform initialisation).
-        freeze: do not train this backbone, and do not update its batch-norm statistics; or patterns of the names of
-            modules that are not trained (see :class:`vocseg.Backbone`).
+        freeze: do not train this backbone, and do not update its batch-norm statistics; or the names of the modules to
+            freeze (see ``Backbone.freeze``).
     """
 
     unused_weights = ("fc.",)
@@ -45,7 +45,8 @@ class ResNet(Backbone):
         self.channels = [width * expansion for width in (64, 128, 256, 512)]
         self.strides = [4, 8, 16, 32]
         xavier_(self)
-        self.freeze_as_set()
+        if freeze:
+            self.freeze(freeze)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See ``Backbone.forward``. Features at strides 4, 8, 16 and 32."""

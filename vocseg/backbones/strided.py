@@ -15,7 +15,7 @@ class StridedEncoder(Backbone):
     Args:
         activation: ``relu`` or ``leaky_relu``.
         widths: output channels of each convolution; their number is the number of blocks.
-        freeze: do not train this backbone.
+        freeze: do not train this backbone, or the modules with these names (see ``Backbone.freeze``).
     """
 
     def __init__(
@@ -32,7 +32,8 @@ class StridedEncoder(Backbone):
             for before, after in zip((3, *widths), widths, strict=False)
         )
         xavier_(self)
-        self.freeze_as_set()
+        if freeze:
+            self.freeze(freeze)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See ``Backbone.forward``. Features at strides 2, 4, 8, ..., one per block."""

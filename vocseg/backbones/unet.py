@@ -18,7 +18,7 @@ class UNetEncoder(Backbone):
     Args:
         width: channels of the first level; 64 in both papers.
         activation: ``relu`` or ``leaky_relu``.
-        freeze: do not train this backbone.
+        freeze: do not train this backbone, or the modules with these names (see ``Backbone.freeze``).
     """
 
     def __init__(self, width: int = 64, activation: Activation = "relu", freeze: bool | list[str] = False) -> None:
@@ -27,7 +27,8 @@ class UNetEncoder(Backbone):
         self.strides = [2**level for level in range(5)]
         self.levels = _pairs_of_convolutions(self.channels, activation, padding=1)
         xavier_(self)
-        self.freeze_as_set()
+        if freeze:
+            self.freeze(freeze)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See ``Backbone.forward``. Features at strides 1, 2, 4, 8 and 16."""
@@ -47,7 +48,7 @@ class ListedUNetEncoder(Backbone):
 
     Args:
         activation: ``relu`` or ``leaky_relu``.
-        freeze: do not train this backbone.
+        freeze: do not train this backbone, or the modules with these names (see ``Backbone.freeze``).
     """
 
     def __init__(self, activation: Activation = "relu", freeze: bool | list[str] = False) -> None:
@@ -56,7 +57,8 @@ class ListedUNetEncoder(Backbone):
         self.strides = [1] * 5
         self.levels = _pairs_of_convolutions(self.channels, activation, padding=0)
         xavier_(self)
-        self.freeze_as_set()
+        if freeze:
+            self.freeze(freeze)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Computes the features, float [B, channels[i], H - 4 (i + 1), W - 4 (i + 1)].
