@@ -219,3 +219,9 @@ def offline(create):
         return create(*args, **settings)
 
     return create_model
+
+
+def test_a_network_without_features_is_refused(monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *_args, **_settings: torch.nn.Linear(3, 3))
+    with pytest.raises(VocsegError, match="resnet18 does not give features"):
+        Timm("resnet18")

@@ -83,6 +83,8 @@ class Timm(Backbone):
             self._settings["drop_path_rate"] = drop_path
 
         self.net = self._create()
+        if not (hasattr(self.net, "forward_intermediates") and hasattr(self.net, "prune_intermediate_layers")):
+            raise VocsegError(f"timm's {name} does not give features, only class scores: choose another network.")
         every_key = set(self.net.state_dict())
         info = self.net.feature_info
         strides = [int(entry["reduction"]) for entry in info]
