@@ -71,8 +71,10 @@ def _dispatch(command: str, args: list[str]) -> None:
     if command not in COMMANDS:
         raise VocsegError(f"There is no command {command!r}.{nearest(command, COMMANDS)} See vocseg --help.")
     if command == "experiments":
-        for name, line in list_experiments():
-            print(f"{name:<12} {line}")
+        listed = list_experiments()
+        width = max(len(name) for name, _ in listed)
+        for name, line in listed:
+            print(f"{name:<{width}} {line}")
     elif command == "report":
         _report(args)
     elif command == "submit":
