@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vocseg.errors import VocsegError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training programs store a network's state dict beside other things."""
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+"""Keys under which training programs store a network's state dict beside other things; averaged weights first."""
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Backbone(NetworkPart):
     """torchvision's enum of the pretrained weights of this network, if there are any."""
     unused_weights: tuple[str, ...] = ()
     """Prefixes of the keys in a pretrained state dict that segmentation does not use."""
+    weights_prefix: str = ""
+    """What the keys of this backbone begin with and those of a pretrained state dict do not."""
 
     def __init__(self, weights: str | None = None, freeze: bool | list[str] = False) -> None:
         super().__init__()
@@ -121,12 +123,17 @@ class Backbone(NetworkPart):
             return
         source = self._pending_weights
         state = self.translate(self._read_weights(source))
-        check_fits(state, self.state_dict(), f"The weights file or name {source!r}", self._title)
+        given, own = (
+            {key.removeprefix(self.weights_prefix): value for key, value in tensors.items()}
+            for tensors in (state, self.state_dict())
+        )
+        check_fits(given, own, f"The weights file or name {source!r}", self._title)
         self.load_state_dict(state, strict=False)
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives a pretrained state dict the keys of this backbone, without what segmentation does not use."""
-        return {key: value for key, value in state.items() if not key.startswith(self.unused_weights)}
+        used = {key: value for key, value in state.items() if not key.startswith(self.unused_weights)}
+        return {f"{self.weights_prefix}{key}": value for key, value in used.items()}
 
     def _names_of_weights(self) -> list[str]:
         """Names of the weights that ``_download`` knows."""

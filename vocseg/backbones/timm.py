@@ -51,6 +51,8 @@ class Timm(Backbone):
             cannot have this ``output_stride``, ``drop_path`` or ``out_indices``.
     """
 
+    weights_prefix = "net."
+
     def __init__(
         self,
         name: str,
@@ -193,14 +195,14 @@ class Timm(Backbone):
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See ``Backbone.translate``: the keys are those of timm's whole network, or of a vocseg checkpoint."""
-        if all(key.startswith("net.") for key in state):
+        if all(key.startswith(self.weights_prefix) for key in state):
             return state
         # what timm itself does to a downloaded file: older names, other sizes of position embeddings
         convert = getattr(sys.modules[type(self.net).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
             with contextlib.suppress(Exception):  # of another network: the comparison of the keys says it better
                 state = convert(dict(state), self.net)
-        return {f"net.{key}": value for key, value in super().translate(state).items()}
+        return super().translate(state)
 
 
 def _choose(strides: list[int], out_indices: list[int] | None, name: str) -> list[int]:
