@@ -17,12 +17,12 @@ from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
 from vocseg.checkpoints import with_current_keys, written_by_vocseg
-from vocseg.components import SavesInitArgs, class_path_of, factory_from_config, from_config, plain, to_config
+from vocseg.components import SavesInitArgs, class_path_of, plain, to_config
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.errors import VocsegError
 from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map
 from vocseg.initialization import start_from
-from vocseg.losses import CrossEntropy, inverse_frequency, loss_totals
+from vocseg.losses import inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
 from vocseg.network import SegmentationNetwork
 from vocseg.optimizers import (
@@ -36,9 +36,9 @@ from vocseg.optimizers import (
     split_layers,
     split_norms,
 )
+from vocseg.parts import build_auxiliary, build_backbone, build_decoder, build_loss, build_optimizer, build_schedule
 from vocseg.schedules import Schedule, SchedulerFactory, attach_scheduler, schedule_settings, step_on_plateau
 from vocseg.state_dicts import check_fits
-from vocseg.whole_network import Logits, WholeNetwork
 
 DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
@@ -119,36 +119,22 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             }
         )
         # a checkpoint passes the configurations instead of the components
-        built: Any = _checked_backbone(from_config(backbone, "backbone", nn.Module))
-        channels, strides, num_classes = list(built.channels), list(built.strides), len(self.class_names)
-        head = _built_decoder(_checked_decoder(decoder, built), "decoder", channels, strides, num_classes)
-        self.network = SegmentationNetwork(built, head, channels_last)
-        self.auxiliary: nn.Module | None = None
-        if auxiliary is not None:
-            if len(channels) < 2 or auxiliary_weight < 0:
-                raise VocsegError(
-                    "auxiliary needs a backbone with two features or more, and an auxiliary_weight of at least 0; got "
-                    f"{len(channels)} and {auxiliary_weight}."
-                )
-            self.auxiliary = _built_decoder(auxiliary, "auxiliary", channels[:-1], strides[:-1], num_classes)
+        num_classes = len(self.class_names)
+        built = build_backbone(backbone)
+        self.network = SegmentationNetwork(built, build_decoder(decoder, built, num_classes), channels_last)
+        self.auxiliary = build_auxiliary(auxiliary, auxiliary_weight, built, num_classes)
+        if self.auxiliary is not None:
             self.auxiliary.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         self.auxiliary_weight = auxiliary_weight
-        criterion: Any = from_config(loss, "loss", nn.Module) or CrossEntropy()
-        if not isinstance(criterion, nn.Module):
-            hint = f": give an object, {loss.__name__}(...)" if isinstance(loss, type) else ""
-            raise VocsegError(f"The loss must be a module (logits, mask) -> scalar; got {loss!r}{hint}.")
-        self.loss: Any = criterion
-        self.optimizer = factory_from_config(optimizer, "optimizer", torch.optim.Optimizer) or default_optimizer
-        self.schedule = _schedule_from_config(schedule)
+        self.loss: Any = build_loss(loss, num_classes)
+        self.optimizer = build_optimizer(optimizer, default_optimizer)
+        self.schedule = build_schedule(schedule)
         self.backbone_lr = backbone_lr
         if norm_weight_decay is not None and norm_weight_decay < 0:
             raise VocsegError(f"norm_weight_decay must be at least 0; got {norm_weight_decay}.")
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise VocsegError(f"layer_decay must be above 0 and at most 1 (0.75, say); got {layer_decay}.")
         self.norm_weight_decay, self.layer_decay = norm_weight_decay, layer_decay
-        prepare = getattr(criterion, "prepare", None)
-        if prepare is not None:
-            prepare(len(self.class_names))
         self.train_loss = MeanMetric()
         self.metrics = nn.ModuleDict({stage: SegmentationMetric(len(self.class_names)) for stage in ("val", "test")})
         self.results: dict[str, Result] = {}
@@ -521,57 +507,6 @@ def _arguments_of_a_subclass(task: SegmentationTask) -> Settings:
                 f"{type(task).__name__}.load_from_checkpoint(path, {name}=...)."
             )
     return settings
-
-
-def _checked_backbone(backbone: Any) -> Any:
-    """The backbone, if it keeps the contract.
-
-    Raises:
-        VocsegError: it lacks ``channels`` or ``strides``, as a network for classification does.
-    """
-    if not isinstance(backbone, nn.Module):
-        raise VocsegError(f"The backbone must be a module; got {backbone!r}.")
-    missing = [name for name in ("channels", "strides") if not hasattr(backbone, name)]
-    if missing:
-        raise VocsegError(
-            f"The backbone {type(backbone).__name__} has no {' and no '.join(missing)}. A backbone returns a list of "
-            "features, shallow to deep, and has one entry per feature in channels and in strides (timm: features_only, "
-            "with feature_info.channels() and .reduction()). Wrap the network in a module that does."
-        )
-    return backbone
-
-
-def _built_decoder(decoder: Any, role: str, *sizes: Any) -> nn.Module:
-    """The decoder, built from channels, strides and the number of classes unless it is a finished module."""
-    head = factory_from_config(decoder, role, nn.Module)
-    return head if isinstance(head, nn.Module) else head(*sizes)
-
-
-def _checked_decoder(decoder: Any, backbone: nn.Module) -> Any:
-    """The decoder, or that of a whole network.
-
-    Raises:
-        VocsegError: a backbone has none, or a whole network has one.
-    """
-    if isinstance(backbone, WholeNetwork):
-        if decoder is not None:
-            raise VocsegError("A WholeNetwork gives logits and takes no decoder: --model.decoder null")
-        return Logits
-    if decoder is None:
-        raise VocsegError(
-            f"The backbone {type(backbone).__name__} needs a decoder. One that takes any backbone: --model.decoder "
-            "SkipDecoder"
-        )
-    return decoder
-
-
-def _schedule_from_config(schedule: Any) -> Schedule | Callable:
-    if isinstance(schedule, str):
-        raise VocsegError(f"The schedule must be an object: Schedule({schedule!r}) for the word {schedule!r}.")
-    if not isinstance(schedule, Mapping):
-        return Schedule() if schedule is None else schedule
-    factory = factory_from_config(schedule, "schedule", (Schedule, LRScheduler, ReduceLROnPlateau))
-    return factory() if issubclass(factory.func, Schedule) else factory
 
 
 def _datamodule(trainer: L.Trainer) -> L.LightningDataModule | None:
