@@ -731,3 +731,40 @@ def test_null_reaches_the_settings_of_a_component(words, vocseg, voc_root, tmp_p
         *("--data.class_names", f"[{','.join(SYNTHETIC_CLASSES)}]", "--trainer.fast_dev_run", 1, *QUIET),
     )
     assert status == 0, err
+
+
+class FocalLoss(torch.nn.Module):
+    """A loss of another library, as far as its name matters."""
+
+
+class UPerNet(torch.nn.Module):
+    """A decoder of another library."""
+
+
+class MobileNetV2(torch.nn.Module):
+    """A backbone of another library."""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model.loss", "FocalLoss", "--model.loss.gamma", "1"],
+        ["--model.loss", "SumOfLosses", "--model.loss.losses", "[FocalLoss,{class_path: Dice}]"],
+        ["--model.decoder", "UPerNet", "--model.decoder.width", "16"],
+        ["--model.backbone", "MobileNetV2", "--model.auxiliary", "UPerNet"],
+    ],
+)
+def test_short_names_are_those_of_vocseg_whatever_else_is_imported(flags, fit_flags, vocseg):
+    status, _, err = vocseg(*fit_flags, *flags, "--trainer.fast_dev_run", "true")
+    assert status == 0, err
+
+
+def test_a_loss_that_takes_void_for_a_class_is_refused(fit_flags, vocseg):
+    status, _, err = vocseg(*fit_flags, "--model.loss", "torch.nn.CrossEntropyLoss")
+    assert status == 1
+    assert "has the ignore_index -100, but void pixels have the label 255: give it ignore_index=255" in err
+    status, _, err = vocseg(
+        *(*fit_flags, "--model.loss", "torch.nn.CrossEntropyLoss", "--model.loss.ignore_index", "255"),
+        *("--trainer.fast_dev_run", "true"),
+    )
+    assert status == 0, err

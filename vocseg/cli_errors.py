@@ -18,7 +18,7 @@ from vocseg.data.voc import VOCDataModule
 from vocseg.decoders import Decoder, SkipDecoder
 from vocseg.errors import nearest
 from vocseg.experiments import list_experiments
-from vocseg.losses import FocalLoss
+from vocseg.losses import FocalLoss, Loss
 from vocseg.schedules import Schedule
 
 _BASES: dict[str, tuple[type, ...]] = {
@@ -26,8 +26,8 @@ _BASES: dict[str, tuple[type, ...]] = {
     "model": (L.LightningModule,),
     "model.backbone": (Backbone,),
     "model.decoder": (Decoder,),
-    "model.loss": (nn.Module,),
-    "model.loss.losses": (nn.Module,),
+    "model.loss": (Loss, nn.Module),
+    "model.loss.losses": (Loss, nn.Module),
     "model.optimizer": (Optimizer,),
     "model.schedule": (Schedule, LRScheduler),
     "trainer.callbacks": (L.Callback,),

@@ -22,7 +22,11 @@ WIDTH = 120
 COMPONENTS: dict[str, Sequence[type]] = {
     "backbone": [getattr(backbones, name) for name in backbones.__all__ if name != "Backbone"] + [WholeNetwork],
     "decoder": [getattr(decoders, name) for name in decoders.__all__ if name != "Decoder"],
-    "loss": [value for name in losses.__all__ if isinstance(value := getattr(losses, name), type)],
+    "loss": [
+        value
+        for name in losses.__all__
+        if isinstance(value := getattr(losses, name), type) and value is not losses.Loss
+    ],
     "schedule": [Schedule],
 }
 

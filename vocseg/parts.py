@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vocseg.components import factory_from_config, from_config
+from vocseg.data.labels import VOID
 from vocseg.errors import VocsegError
 from vocseg.losses import CrossEntropy
 from vocseg.schedules import Schedule
@@ -78,6 +79,11 @@ def build_loss(loss: Any, num_classes: int) -> nn.Module:
     if not isinstance(built, nn.Module):
         hint = f": give an object, {loss.__name__}(...)" if isinstance(loss, type) else ""
         raise VocsegError(f"The loss must be a module (logits, mask) -> scalar; got {loss!r}{hint}.")
+    if getattr(built, "ignore_index", VOID) != VOID:
+        raise VocsegError(
+            f"The loss {type(built).__name__} has the ignore_index {built.ignore_index}, but void pixels have the label "
+            f"{VOID}: give it ignore_index={VOID}, or use vocseg's CrossEntropy."
+        )
     prepare: Any = getattr(built, "prepare", None)
     if prepare is not None:
         prepare(num_classes)

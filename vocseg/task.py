@@ -19,10 +19,11 @@ from vocseg.backbones import Backbone
 from vocseg.checkpoints import with_current_keys, written_by_vocseg
 from vocseg.components import SavesInitArgs, class_path_of, plain, to_config
 from vocseg.data.labels import VOC_CLASSES, VOID
+from vocseg.decoders import Decoder
 from vocseg.errors import VocsegError
 from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map
 from vocseg.initialization import start_from
-from vocseg.losses import inverse_frequency, loss_totals
+from vocseg.losses import Loss, inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
 from vocseg.network import SegmentationNetwork
 from vocseg.optimizers import (
@@ -40,7 +41,8 @@ from vocseg.parts import build_auxiliary, build_backbone, build_decoder, build_l
 from vocseg.schedules import Schedule, SchedulerFactory, attach_scheduler, schedule_settings, step_on_plateau
 from vocseg.state_dicts import check_fits
 
-DecoderCallable = Callable[[list[int], list[int], int], nn.Module]
+# jsonargparse looks for a short name in the first type first: ours win over classes of the same name elsewhere
+DecoderCallable = Callable[[list[int], list[int], int], Decoder] | Callable[[list[int], list[int], int], nn.Module]
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
@@ -89,7 +91,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         backbone: Backbone | nn.Module,
         decoder: DecoderCallable | None = None,
         class_names: Sequence[str] = VOC_CLASSES,
-        loss: nn.Module | None = None,
+        loss: Loss | nn.Module | None = None,
         optimizer: OptimizerCallable | None = None,
         backbone_lr: float | None = None,
         schedule: Schedule | SchedulerFactory | None = None,

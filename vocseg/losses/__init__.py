@@ -3,6 +3,7 @@
 ``logits`` is float [B, C, H, W], in any precision (computed in float32), and ``mask`` int64 [B, H, W].
 """
 
+from vocseg.losses.base import Loss
 from vocseg.losses.cross_entropy import INVERSE_FREQUENCY, CrossEntropy, FocalLoss, OHEMCrossEntropy, inverse_frequency
 from vocseg.losses.overlap import Dice, LovaszSoftmax
 from vocseg.losses.sums import SumOfLosses, loss_totals
@@ -12,6 +13,7 @@ __all__ = [
     "CrossEntropy",
     "Dice",
     "FocalLoss",
+    "Loss",
     "LovaszSoftmax",
     "OHEMCrossEntropy",
     "SumOfLosses",

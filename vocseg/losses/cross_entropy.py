@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError
+from vocseg.losses.base import Loss
 
 INVERSE_FREQUENCY = "inverse_frequency"
 
 
-class CrossEntropy(SavesInitArgs, nn.Module):
+class CrossEntropy(Loss):
     """Cross-entropy, averaged over the pixels that are not void and weighted by class.
 
     Any module ``(logits, mask) -> mean`` can be used instead. For a loss that has ``totals`` as well, the evaluation

@@ -5,13 +5,13 @@ their numbers of valid pixels, and so depends on the batch size.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError
+from vocseg.losses.base import Loss
 
 
-class Dice(SavesInitArgs, nn.Module):
+class Dice(Loss):
     """Soft Dice loss, averaged over the classes that occur in the batch.
 
     1 - (2 sum p g + smooth) / (sum p^2 + sum g^2 + smooth) for each class, where p is the predicted probability, g is 1
@@ -51,7 +51,7 @@ class Dice(SavesInitArgs, nn.Module):
         return torch.where(occurs, losses, 0).sum() / occurs.sum().clamp(min=1)
 
 
-class LovaszSoftmax(SavesInitArgs, nn.Module):
+class LovaszSoftmax(Loss):
     """Lovasz-softmax: a surrogate of 1 - IoU, averaged over the classes that occur in the batch.
 
     The Lovasz extension of the Jaccard loss, taken at the errors 1 - p on the pixels of the class and p elsewhere

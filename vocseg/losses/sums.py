@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError
+from vocseg.losses.base import Loss
 
 
-class SumOfLosses(SavesInitArgs, nn.Module):
+class SumOfLosses(Loss):
     """A weighted sum of losses.
 
     Class weights ``inverse_frequency`` work in each of them. On the command line:
@@ -30,7 +30,7 @@ class SumOfLosses(SavesInitArgs, nn.Module):
             finite or all 0.
     """
 
-    def __init__(self, losses: list[nn.Module], weights: list[float] | None = None) -> None:
+    def __init__(self, losses: list[Loss | nn.Module], weights: list[float] | None = None) -> None:
         super().__init__()
         if not losses or not all(isinstance(loss, nn.Module) for loss in losses):
             raise VocsegError(f"SumOfLosses needs a list of one or more loss modules, got {losses!r}.")
