@@ -81,8 +81,8 @@ def build_loss(loss: Any, num_classes: int) -> nn.Module:
         raise VocsegError(f"The loss must be a module (logits, mask) -> scalar; got {loss!r}{hint}.")
     if getattr(built, "ignore_index", VOID) != VOID:
         raise VocsegError(
-            f"The loss {type(built).__name__} has the ignore_index {built.ignore_index}, but void pixels have the label "
-            f"{VOID}: give it ignore_index={VOID}, or use vocseg's CrossEntropy."
+            f"The loss {type(built).__name__} has the ignore_index {built.ignore_index}, but void pixels have the "
+            f"label {VOID}: give it ignore_index={VOID}, or use vocseg's CrossEntropy."
         )
     prepare: Any = getattr(built, "prepare", None)
     if prepare is not None:
