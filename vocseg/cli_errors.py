@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import lightning as L
@@ -55,7 +56,9 @@ def explain(message: str, configs: Sequence[str], parser: LightningArgumentParse
     Returns:
         What is wrong, where, and the most similar valid word. An unknown kind of message is cut after six lines.
     """
-    key = ".".join(re.findall(r'Parser key "([\w.]+)"', message)).replace(".init_args", "")
+    # of a type with alternatives, each of them repeats the key
+    keys = [key for key, _ in groupby(re.findall(r'Parser key "([\w.]+)"', message))]
+    key = ".".join(keys).replace(".init_args", "")
     if "NestedArg" in message or message.startswith("unrecognized arguments"):
         configs = []  # the culprit stands on the command line
     word = _found(r"unrecognized arguments: -*([^\s=]+)", message) or _found(
