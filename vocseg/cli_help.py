@@ -46,6 +46,8 @@ def help_text(subcommand: str) -> str:
         *_option("--seed_everything", "seed of all random draws (default: 0)"),
         *_option("--early_stopping", "stop after this many validations without a better --checkpoint.monitor"),
         *_option("--ema", "average the weights with this decay, 0.99 for one: for scores and checkpoints"),
+        *_option("--compile", "true: compile network and loss for training, with torch.compile"),
+        *_option("--cache_features", "gigabytes of memory for the features of a frozen backbone"),
         *_group("Model: --model.NAME VALUE, of SegmentationTask, or --model my_module.MyTask"),
     ]
     for name, text in _settings(SegmentationTask):

@@ -36,7 +36,9 @@ import vocseg.data.folder
 import vocseg.data.synthetic
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
 from vocseg.callbacks import (
+    CachedFeatures,
     Charts,
+    CompiledTraining,
     GracefulShutdown,
     LineProgress,
     MaskPreviews,
@@ -184,6 +186,15 @@ class VocsegCLI(LightningCLI):
             default=None,
             help="Average the weights over the steps with this decay, 0.99 for one: validation scores the average, and "
             "checkpoints hold it (default: no average).",
+        )
+        parser.add_argument(
+            "--compile", type=bool, default=False, help="Compile network and loss for training, with torch.compile."
+        )
+        parser.add_argument(
+            "--cache_features",
+            type=float | None,
+            default=None,
+            help="Keep the features of a frozen backbone in memory, at most so many gigabytes (default: none).",
         )
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.add_class_arguments(Inference, "inference")
@@ -347,6 +358,10 @@ class VocsegCLI(LightningCLI):
             StopOnNaN(last),
             GracefulShutdown(last, self._resume_command, self._settings().name),
         ]
+        if self._settings().compile:
+            guards.append(CompiledTraining())
+        if self._settings().cache_features is not None:
+            guards.append(CachedFeatures(self._settings().cache_features))
         if patience is not None:
             of_training = str(best.monitor).startswith("train/")
             guards.append(

@@ -1,6 +1,6 @@
 """A backbone and a decoder as one plain ``nn.Module``: images in, logits of the same size out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ class SegmentationNetwork(nn.Module):
         decoder: a module with ``forward(features) -> logits`` at any resolution.
         channels_last: keep images and weights in torch's channels-last memory format, which is faster on CPUs and on
             GPUs with tensor cores and changes no result beyond rounding.
+
+    Attributes:
+        feature_cache: ``(backbone, padded image) -> features`` in place of a backbone that does not train; see
+            :class:`vocseg.feature_cache.FeatureCache`.
     """
 
     def __init__(self, backbone: nn.Module, decoder: nn.Module, channels_last: bool = True) -> None:
@@ -28,6 +32,7 @@ class SegmentationNetwork(nn.Module):
         self.backbone, self.decoder, self.channels_last = backbone, decoder, channels_last
         strides: Any = backbone.strides  # a plain attribute, which nn.Module does not declare
         self.stride = max(int(stride) for stride in strides)
+        self.feature_cache: Callable[[nn.Module, Tensor], list[Tensor]] | None = None
         self.to(memory_format=self._memory_format)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -51,6 +56,8 @@ class SegmentationNetwork(nn.Module):
         trains = torch.compiler.is_exporting() or any(
             parameter.requires_grad for parameter in self.backbone.parameters()
         )
+        if self.feature_cache is not None and not trains:
+            return self.feature_cache(self.backbone, padded)
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             return self.backbone(padded)
 

@@ -251,16 +251,21 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch's loss, a float scalar."""
         image, mask = self._image_and_mask(batch, f"training batch {batch_idx}")
-        features = None if self.auxiliary is None else self.network.features(image)
-        logits = self(image) if features is None else self.network.decode(features, image.shape[-2:])
-        loss = self.loss(logits, mask)
+        loss, total = self.training_losses(image, mask)
         self.train_loss.update(loss.detach(), len(image))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
-        if features is None:
-            return loss
+        return total
+
+    def training_losses(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the decoder, and the loss to minimise: the auxiliary decoder's added to it; float scalars."""
+        if self.auxiliary is None:
+            loss = self.loss(self(image), mask)
+            return loss, loss
+        features = self.network.features(image)
+        loss = self.loss(self.network.decode(features, image.shape[-2:]), mask)
         logits = self.network.decode(features[:-1], image.shape[-2:], self.auxiliary)
-        return loss + self.auxiliary_weight * self.loss(logits, mask)
+        return loss, loss + self.auxiliary_weight * self.loss(logits, mask)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
         """Adds a batch to the validation metric.

@@ -1,5 +1,7 @@
 """Callbacks: what watches a run."""
 
+from vocseg.callbacks.cached_features import CachedFeatures
+from vocseg.callbacks.compiled import CompiledTraining
 from vocseg.callbacks.ema import WeightEMA
 from vocseg.callbacks.fault_tolerance import GracefulShutdown, StepSeeds, StopOnNaN
 from vocseg.callbacks.metrics_csv import MetricsCSV
@@ -10,7 +12,9 @@ from vocseg.callbacks.split_lists import SplitLists
 from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures
 
 __all__ = [
+    "CachedFeatures",
     "Charts",
+    "CompiledTraining",
     "GracefulShutdown",
     "LineProgress",
     "MaskPreviews",
