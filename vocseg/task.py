@@ -248,8 +248,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         """Resets the running loss; not called where an epoch is resumed in the middle."""
         self.train_loss.reset()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One batch's loss, a float scalar."""
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """One batch's ``loss``, a float scalar, and ``logits``, float32 [B, C, H, W], for a subclass's own terms."""
         image, mask = self._image_and_mask(batch, f"training batch {batch_idx}")
         features = None if self.auxiliary is None else self.network.features(image)
         logits = self(image) if features is None else self.network.decode(features, image.shape[-2:])
@@ -257,10 +257,10 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         self.train_loss.update(loss.detach(), len(image))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
-        if features is None:
-            return loss
-        logits = self.network.decode(features[:-1], image.shape[-2:], self.auxiliary)
-        return loss + self.auxiliary_weight * self.loss(logits, mask)
+        if features is not None:
+            auxiliary = self.network.decode(features[:-1], image.shape[-2:], self.auxiliary)
+            loss = loss + self.auxiliary_weight * self.loss(auxiliary, mask)
+        return {"loss": loss, "logits": logits}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
         """Adds a batch to the validation metric.
