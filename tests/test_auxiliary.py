@@ -30,7 +30,7 @@ def test_its_weighted_loss_is_added_in_training_alone(tmp_path):
         task.loss(task(images), masks),
         task.loss(task.network.decode(features[:1], (9, 10), task.auxiliary), masks),
     )
-    assert task.training_step((images, masks), 0).item() == pytest.approx((main + 0.3 * extra).item())
+    assert task.training_step((images, masks), 0)["loss"].item() == pytest.approx((main + 0.3 * extra).item())
 
     task = small()
     before = task.auxiliary.reduce[0].weight.clone()

@@ -248,24 +248,24 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         """Resets the running loss; not called where an epoch is resumed in the middle."""
         self.train_loss.reset()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One batch's loss, a float scalar."""
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """One batch's ``loss``, a float scalar, and ``logits``, float32 [B, C, H, W], for a subclass's own terms."""
         image, mask = self._image_and_mask(batch, f"training batch {batch_idx}")
-        loss, total = self.training_losses(image, mask)
+        loss, total, logits = self.training_losses(image, mask)
         self.train_loss.update(loss.detach(), len(image))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
-        return total
+        return {"loss": total, "logits": logits}
 
-    def training_losses(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of the decoder, and the loss to minimise: the auxiliary decoder's added to it; float scalars."""
-        if self.auxiliary is None:
-            loss = self.loss(self(image), mask)
-            return loss, loss
-        features = self.network.features(image)
-        loss = self.loss(self.network.decode(features, image.shape[-2:]), mask)
-        logits = self.network.decode(features[:-1], image.shape[-2:], self.auxiliary)
-        return loss, loss + self.auxiliary_weight * self.loss(logits, mask)
+    def training_losses(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The decoder's loss, the loss to minimise (the auxiliary decoder's is in it), and the logits."""
+        features = None if self.auxiliary is None else self.network.features(image)
+        logits = self(image) if features is None else self.network.decode(features, image.shape[-2:])
+        loss = total = self.loss(logits, mask)
+        if features is not None:
+            auxiliary = self.network.decode(features[:-1], image.shape[-2:], self.auxiliary)
+            total = loss + self.auxiliary_weight * self.loss(auxiliary, mask)
+        return loss, total, logits
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[Any]]:
         """Adds a batch to the validation metric.
