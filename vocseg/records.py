@@ -157,7 +157,7 @@ def rounded(line: Line) -> Line:
 
 
 def without_own_paths(value: Any) -> Any:
-    """Settings for another machine: replaces absolute paths, which mean nothing on another machine, by their last part."""
+    """Settings with absolute paths, which mean nothing on another machine, replaced by their last part."""
     if isinstance(value, Mapping):
         return {key: without_own_paths(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -128,7 +128,8 @@ def in_own_process(job: Job) -> None:
         file, reason = Path(folder) / "job.json", Path(folder) / "error.txt"
         write_json(file, asdict(job))
         words = [sys.executable, "-m", "vocseg.sweep.worker", str(file), str(reason)]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE)
+        # close_fds: it inherits the lock on the sweep's folder
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, close_fds=False)
         assert process.stdin is not None, "it is a pipe"
         try:
             status = process.wait()
