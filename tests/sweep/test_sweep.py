@@ -1,14 +1,19 @@
 """Real sweeps: killed and resumed, with a failing run, and checked again."""
 
+import contextlib
+import fcntl
+import io
 import json
 import os
 
 import numpy as np
 import pytest
 
+from vocseg.cli import main
 from vocseg.records import read_record
 from vocseg.run_folder import read_lines
 from vocseg.sweep.check import OUTSIDE, WITHIN, compare
+from vocseg.sweep.plan import begin_runs, read_plan
 
 KILLER = """
 import os, signal
@@ -48,29 +53,37 @@ def test_a_killed_run_is_reported_and_resumed(vocseg, short, tmp_path):
     assert "SIGKILL" not in (folder / "index.html").read_text()
 
 
-@pytest.fixture
-def pair(vocseg, short, tmp_path):
-    """A sweep of a run that works and one that does not, and its command."""
-    (tmp_path / "two.yaml").write_text(
+@pytest.fixture(scope="module")
+def pair(short, tmp_path_factory):
+    """The folder of a sweep of a run that works and one that does not, its command, its status and what it printed."""
+    folder = tmp_path_factory.mktemp("pair")
+    (folder / "two.yaml").write_text(
         "runs: {good: quickstart, bad: {config: quickstart, set: {init_from: none.pth}}}\ntest: true\n"
     )
     words = ["sweep", "two.yaml", "--in_process", *short]
-    return words, vocseg(*words)
+    before, out, err = os.getcwd(), io.StringIO(), io.StringIO()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(words)
+    finally:
+        os.chdir(before)
+    return folder, words, (status, out.getvalue(), err.getvalue())
 
 
-def test_one_failing_run_stops_no_other_and_is_mended(pair, vocseg, tmp_path):
-    words, (status, out, err) = pair
-    records = tmp_path / "sweeps" / "two" / "records"
+def test_one_failing_run_stops_no_other_and_is_mended(pair, vocseg, monkeypatch):
+    folder, words, (status, out, err) = pair
+    monkeypatch.chdir(folder)
+    records = folder / "sweeps" / "two" / "records"
     assert status == 1
     assert "1 of 2 runs failed:\n  bad-seed_0: " in err
     assert "none.pth" in err
-    assert [path.name for path in records.iterdir()] == ["good-seed_0"]
     table = out[out.index("Sweep two: 2 settings x 1 seeds") :]
     assert "good" in table and "bad" in table and "0 of 1" in table  # noqa: PT018
     assert (records / "good-seed_0" / "test.npz").is_file()
     before = (records / "good-seed_0" / "record.json").stat().st_mtime_ns
 
-    (tmp_path / "two.yaml").write_text("runs: {good: quickstart, bad: quickstart}\ntest: true\n")
+    (folder / "two.yaml").write_text("runs: {good: quickstart, bad: quickstart}\ntest: true\n")
     status, out, err = vocseg(*words)
     assert status == 0
     assert out.count("not run again") == 1
@@ -82,19 +95,32 @@ def test_one_failing_run_stops_no_other_and_is_mended(pair, vocseg, tmp_path):
     assert "good-seed_0 was made with other settings (model.optimizer.lr not set instead of 1)" in err
 
 
-def test_an_unfinished_run_that_began_with_other_settings_is_not_resumed(vocseg, short, tmp_path):
-    runs = tmp_path / "sweeps" / "quickstart" / "lightning_logs" / "quickstart-seed_0"
+def test_an_unfinished_run_that_began_with_other_settings_is_not_resumed(tmp_path, capsys):
+    plan = read_plan(configs=["quickstart"], folder=str(tmp_path / "sweep"))
+    runs = plan.runs(plan.settings[0], 0)
+    begin_runs(plan)
     (runs / "version_0" / "checkpoints").mkdir(parents=True)
-    (runs / "settings.json").write_text('{"digest": "another"}')
-    status, out, err = vocseg("sweep", "--config", "quickstart", "--in_process", *short)
-    assert (status, err) == (0, "")
-    assert "began with other settings" in out
+    begin_runs(plan)  # the same settings: it stays
+    assert (runs / "version_0").is_dir()
+    other = read_plan(configs=["quickstart"], folder=str(tmp_path / "sweep"), sets=["data.batch_size=2"])
+    begin_runs(other)
+    assert "quickstart-seed_0 began with other settings. It starts anew" in capsys.readouterr().out
     assert (runs.parent / "quickstart-seed_0-before_1" / "version_0").is_dir()
-    assert json.loads((runs / "settings.json").read_text())["digest"] != "another"
+    assert [path.name for path in runs.iterdir()] == ["settings.json"]
+
+
+def test_two_sweeps_do_not_share_a_folder(vocseg, tmp_path):
+    folder = tmp_path / "sweeps" / "quickstart"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, _, err = vocseg("sweep", "--config", "quickstart")
+    assert status == 1
+    assert "A sweep is running in sweeps/quickstart" in err
 
 
 def test_a_record_is_checked(pair, vocseg, short, tmp_path):
-    record = tmp_path / "sweeps" / "two" / "records" / "good-seed_0"
+    record = pair[0] / "sweeps" / "two" / "records" / "good-seed_0"
     check = ["sweep", "--check", str(record), "--in_process", "true"]
     status, _, err = vocseg(*check)
     assert status == 1
