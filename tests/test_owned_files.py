@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vocseg.errors import VocsegError
-from vocseg.paper.records import write_record
 from vocseg.paper.tables import BEGIN, END, write_tables
+from vocseg.records import write_record
 from vocseg.run_folder import RunFolder
 from vocseg.saving import OwnedFolder, sample_names, unique_names, write_atomically, write_text
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
     "submit": "pack predictions for VOC's evaluation server: vocseg submit --ckpt_path CKPT --data.split test",
     "inspect": "show what a data set holds, before training: vocseg inspect --data.root FOLDER",
+    "sweep": "train and compare many runs: vocseg sweep --config mobilenet baseline --seeds 0 1 2",
     "report": "write a page of runs' curves, scores and images: vocseg report RUN [RUN ...]",
     "experiments": "list the packaged experiments",
     "paper": "reproduce the paper's tables: vocseg paper rows, vocseg paper tables",
@@ -85,6 +86,10 @@ def _dispatch(command: str, args: list[str]) -> None:
         from vocseg.data_report import run_command as run_inspect
 
         run_inspect(args)
+    elif command == "sweep":
+        from vocseg.sweep.commands import run_command as run_sweep
+
+        run_sweep(args)
     elif command == "paper":
         from vocseg.paper.commands import run_command
 

@@ -308,7 +308,9 @@ def scores_of(matrix: np.ndarray) -> dict[str, float]:
 
 
 def bootstrap_interval(
-    matrices: ConfusionMatrices, minus: ConfusionMatrices | None = None, seed: int = 0
+    matrices: ConfusionMatrices | Sequence[ConfusionMatrices],
+    minus: ConfusionMatrices | Sequence[ConfusionMatrices] | None = None,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The 95 % interval of a mIoU, or of the difference of two, over the choice of images.
 
@@ -316,16 +318,16 @@ def bootstrap_interval(
     the same resamples, so that the difficulty of the images cancels.
 
     Args:
-        matrices: of a network, N images.
+        matrices: of a network, N images; or of several trainings of it, whose mIoU is averaged.
         minus: of another network on the same images; None: the interval of the mIoU itself.
         seed: of the resamples.
 
     Returns:
         The 2.5th and 97.5th percentiles.
     """
-    values = _resampled_miou(matrices, seed)
+    values = _mean_resampled_miou(matrices, seed)
     if minus is not None:
-        values = values - _resampled_miou(minus, seed)
+        values = values - _mean_resampled_miou(minus, seed)
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
@@ -366,6 +368,11 @@ def _mean_ratio(hits: np.ndarray, out_of: np.ndarray) -> np.ndarray:
     occurs = out_of > 0
     sums = np.divide(hits, out_of, out=np.zeros_like(hits), where=occurs).sum(-1)
     return _ratio(sums, occurs.sum(-1))
+
+
+def _mean_resampled_miou(matrices: ConfusionMatrices | Sequence[ConfusionMatrices], seed: int) -> np.ndarray:
+    several = [matrices] if isinstance(matrices, ConfusionMatrices) else matrices
+    return np.mean([_resampled_miou(each, seed) for each in several], axis=0)
 
 
 def _resampled_miou(matrices: ConfusionMatrices, seed: int) -> np.ndarray:

@@ -197,6 +197,34 @@ def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], t
     return figure
 
 
+def ranges_figure(
+    names: Sequence[str], values: Mapping[str, Sequence[Sequence[float]]], xlabel: str, floor: Mapping[str, float]
+) -> "Figure":
+    """Plots the values of several settings, a plot per split: a bar for each mean, a dot for each run.
+
+    Args:
+        names: of the settings, from the top.
+        values: ``{split: the values of each setting}``.
+        xlabel: label of the horizontal axes.
+        floor: a value of each split to mark by a dotted line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(values) + 1, 1.1 + 0.32 * len(names)), layout="constrained")
+    plots = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    for axes, (split, of_settings) in zip(plots, values.items(), strict=True):
+        means = [float(np.mean(each)) if len(each) else 0.0 for each in of_settings]
+        axes.barh(range(len(names)), means, 0.6, color="tab:blue", alpha=0.35)
+        for row, each in enumerate(of_settings):
+            axes.plot(each, [row] * len(each), "o", color="tab:blue", markersize=4)
+        if split in floor:
+            axes.axvline(floor[split], color="grey", linewidth=1, linestyle=":")
+        axes.set(xlabel=xlabel, title=split, xlim=(0, None))
+    plots[0].set_yticks(range(len(names)), names)
+    plots[0].invert_yaxis()
+    return figure
+
+
 def as_array(figure: "Figure", dpi: int = 100) -> np.ndarray:
     """Renders a matplotlib figure as RGB uint8 [h, w, 3]."""
     file = io.BytesIO()
