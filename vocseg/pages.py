@@ -10,21 +10,39 @@ import numpy as np
 from PIL import Image
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
+:root { color-scheme: light dark; --page: #fff; --text: #1f2328; --muted: #59636e; --line: #d9dee3; --soft: #f4f6f8;
+  --accent: #0a5fd0; --problem: #b3201c; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171a; --text: #e6e9ec; --muted: #9aa4ae; --line: #353b42;
+  --soft: #1e2227; --accent: #6cb0ff; --problem: #ff8a80; } }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+  color: var(--text); background: var(--page); }
+a { color: var(--accent); }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: .5rem 0; } td, th { padding: .15rem .7rem; text-align: right; }
-td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f5f5f5; }
-figure { display: inline-block; margin: .4rem; vertical-align: top; } figcaption { font-size: .8rem; color: #555; }
-img { max-width: 100%; } pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .8rem; }
-.problem { color: #a00; }
+td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: var(--soft); }
+figure { display: inline-block; margin: .4rem; vertical-align: top; }
+figcaption { font-size: .8rem; color: var(--muted); }
+img { max-width: 100%; } pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: .8rem; }
+.problem { color: var(--problem); }
+.slider { position: relative; display: block; overflow: hidden; border-radius: .3rem; --at: 50%; }
+.slider img { display: block; width: 100%; height: auto; }
+.slider .after { position: absolute; inset: 0; height: 100%; clip-path: inset(0 0 0 var(--at)); }
+.slider::after { content: ""; position: absolute; inset: 0 auto 0 var(--at); width: 2px; margin-left: -1px;
+  background: #fff; box-shadow: 0 0 3px #0009; pointer-events: none; }
+.slider .grip { position: absolute; left: var(--at); bottom: .5rem; width: 1.75rem; height: 1.75rem; z-index: 1;
+  margin-left: -.875rem; border-radius: 50%; background: #fff; color: #1f2328; box-shadow: 0 0 4px #0009;
+  font: 700 .8rem/1.75rem system-ui, sans-serif; text-align: center; pointer-events: none; }
+.slider input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize;
+  touch-action: pan-y; }
+.slider:focus-within { outline: 3px solid var(--accent); outline-offset: 2px; }
 """
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """Builds a complete page from its title and the HTML fragments of its body."""
+def page(title: str, body: Iterable[str], style: str = "") -> str:
+    """Builds a complete page from its title, the HTML fragments of its body and CSS that is added to ``STYLE``."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{text(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style></head>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}{style}</style></head>\n'
         f"<body>\n<h1>{text(title)}</h1>\n{chr(10).join(body)}\n</body>\n</html>\n"
     )
 
@@ -51,3 +69,24 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     cells = "".join(f"<th>{text(cell)}</th>" for cell in head)
     lines = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     return f"<table>\n<tr>{cells}</tr>\n{lines}</table>"
+
+
+def slider(before: str, after: str, label: str, size: tuple[int, int] | None = None) -> str:
+    """Builds a comparison of two images of equal size: left of a line is the first one, right of it the second one.
+
+    The line follows the pointer, a finger and the arrow keys. At its left end only the second image is seen.
+
+    Args:
+        before: source of the image on the left: a URL, such as a quoted relative path, or a data URI.
+        after: source of the image on the right.
+        label: says what is compared, for screen readers.
+        size: width and height in pixels, or any numbers of this ratio; a page then has its layout before the images
+            are loaded.
+    """
+    sides = f' width="{size[0]}" height="{size[1]}"' if size else ""
+    return (
+        f'<div class="slider"><img src="{text(before)}" alt="{text(label)}"{sides} loading="lazy">'
+        f'<img class="after" src="{text(after)}" alt=""{sides} loading="lazy"><span class="grip">&#8596;</span>'
+        f'<input type="range" min="0" max="100" step="any" value="50" aria-label="{text(label)}" autocomplete="off" '
+        "oninput=\"this.parentNode.style.setProperty('--at', this.value + '%')\"></div>"
+    )
