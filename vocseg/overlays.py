@@ -54,7 +54,7 @@ def overlay(image: Any, labels: Any, opacity: float = 0.4, class_names: Sequence
         return image.copy()
     colours = cv2.applyColorMap(labels, OVERLAY_COLOURS[:, None])
     mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
-    thickness = max(1, round(min(labels.shape) / 300))
+    thickness = max(1, round(min(labels.shape) / 200))
     square = np.ones((2 * thickness + 1, 2 * thickness + 1), np.uint8)
     cv2.copyTo(colours, cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, square), mixed)
     cv2.copyTo(image, (labels == 0).view(np.uint8), mixed)
@@ -98,7 +98,7 @@ def _placed_names(labels: np.ndarray, class_names: Sequence[str]) -> Iterator[_N
                 continue
             region = np.pad((regions == number).astype(np.uint8), 1)  # the border of the image is one of the region
             distance = cv2.distanceTransform(region, cv2.DIST_L2, 3)
-            for text_size in (usual, round(0.75 * usual), round(0.55 * usual)):
+            for text_size in (usual, max(12, round(0.75 * usual)), max(12, round(0.55 * usual))):
                 font, stroke = ImageFont.load_default(text_size), max(1, text_size // 9)
                 left, top, right, bottom = font.getbbox(class_names[label], stroke_width=stroke)
                 size = int(right - left) + 2 * stroke, int(bottom - top) + 2 * stroke

@@ -29,7 +29,7 @@ img { max-width: 100%; } pre { background: var(--soft); padding: .7rem; overflow
 .slider { position: relative; display: block; overflow: hidden; border-radius: .3rem; }
 .slider img { display: block; width: 100%; height: auto; }
 .slider .after { position: absolute; inset: 0; height: 100%; clip-path: inset(0 0 0 var(--at)); }
-.slider::after { content: ""; position: absolute; inset: 0 auto 0 var(--at); width: 2px; margin-left: -1px;
+.slider::after { content: ""; position: absolute; inset: 0 auto 0 var(--at); width: 2px; margin-left: -2px;
   background: #fff; box-shadow: 0 0 3px #0009; pointer-events: none; }
 .slider .grip { position: absolute; left: clamp(1.1rem, var(--at), 100% - 1.1rem); bottom: .35rem; z-index: 1;
   width: 1.5rem; height: 1.5rem; margin-left: -.75rem; border-radius: 50%; background: #fff; color: #1f2328;

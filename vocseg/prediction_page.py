@@ -16,16 +16,15 @@ _STYLE = """
 body { max-width: 96rem; margin: 1.5rem auto; }
 h1 { margin: 0; }
 .about { color: var(--muted); margin: .2rem 0 1rem; overflow-wrap: anywhere; }
-.about code { font-size: .85em; }
 .swatch { display: inline-block; width: .6rem; height: .6rem; border: 3px solid; border-radius: 3px;
   margin-right: .4rem; vertical-align: -1px; flex: none; }
 .bar { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center; padding: .6rem 0; margin-bottom: 1rem;
   border: solid var(--line); border-width: 1px 0; }
-.bar ul, .classes { display: flex; flex-wrap: wrap; gap: .15rem 1rem; list-style: none; margin: 0; padding: 0; }
+.bar ul, .classes { display: flex; flex-wrap: wrap; gap: .2rem 1rem; list-style: none; margin: 0; padding: 0; }
 .bar ul { flex: 1 1 20rem; font-size: .9rem; }
-.count, .share { color: var(--muted); font-variant-numeric: tabular-nums; }
-fieldset { border: 0; margin: 0; padding: 0; display: flex; gap: 1rem; }
-legend { float: left; padding: 0; color: var(--muted); margin-right: 1rem; }
+.lead, .count, .share { color: var(--muted); font-variant-numeric: tabular-nums; }
+.choice { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; }
+.choice label { white-space: nowrap; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1rem;
   list-style: none; margin: 0; padding: 0; }
 .card { display: flex; flex-direction: column; border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }
@@ -103,7 +102,7 @@ def write_pages(
     """
     shown = sorted(shown, key=lambda one: one.path)
     title = f"Predictions: {_images(len(shown))}"
-    made_by = f"Checkpoint <code>{pages.text(checkpoint)}</code>" if checkpoint else "Checkpoint unknown"
+    made_by = f"Checkpoint {pages.text(checkpoint).replace('/', '/<wbr>')}" if checkpoint else "Checkpoint unknown"
     bar = _bar(shown, class_names)
     paths = page_paths(folder, len(shown))
     for number, path in enumerate(paths):
@@ -122,15 +121,16 @@ def _bar(shown: Sequence[Shown], class_names: Sequence[str]) -> str:
     """The legend of the classes that occur, with the number of images of each, and the choice of what is shown."""
     counts = Counter(label for one in shown for label in one.shares if label)
     entries = [
-        f'<li>{_entry(label, class_names)} <span class="count">{_images(count)}</span></li>'
+        f'<li>{_entry(label, class_names)} <span class="count">{count:,}</span></li>'
         for label, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
-    legend = "".join(entries) or "<li>Only background was predicted.</li>"
+    lead = "Classes, and the images with each" if entries else "Only background was predicted"
     return (
-        f'<div class="bar"><ul aria-label="Legend">{legend}</ul>'
-        "<fieldset><legend>Beside the photograph</legend>"
+        f'<div class="bar"><ul><li class="lead">{lead}</li>{"".join(entries)}</ul>'
+        '<div class="choice" role="radiogroup" aria-label="Beside the photograph">'
+        '<span class="lead">Beside the photograph</span>'
         '<label><input type="radio" name="show" value="overlay" checked autocomplete="off"> overlay</label>'
-        '<label><input type="radio" name="show" value="mask" autocomplete="off"> mask</label></fieldset></div>'
+        '<label><input type="radio" name="show" value="mask" autocomplete="off"> mask</label></div></div>'
     )
 
 
