@@ -3,8 +3,10 @@
 import base64
 import html
 import io
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -24,17 +26,34 @@ figure { display: inline-block; margin: .4rem; vertical-align: top; }
 figcaption { font-size: .8rem; color: var(--muted); }
 img { max-width: 100%; } pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: .8rem; }
 .problem { color: var(--problem); }
-.slider { position: relative; display: block; overflow: hidden; border-radius: .3rem; --at: 50%; }
+.slider { position: relative; display: block; overflow: hidden; border-radius: .3rem; }
 .slider img { display: block; width: 100%; height: auto; }
 .slider .after { position: absolute; inset: 0; height: 100%; clip-path: inset(0 0 0 var(--at)); }
-.slider::after { content: ""; position: absolute; inset: 0 auto 0 var(--at); width: 2px; margin-left: -1px;
+.slider::after { content: ""; position: absolute; inset: 0 auto 0 var(--at); width: 2px; margin-left: -2px;
   background: #fff; box-shadow: 0 0 3px #0009; pointer-events: none; }
-.slider .grip { position: absolute; left: var(--at); bottom: .5rem; width: 1.75rem; height: 1.75rem; z-index: 1;
-  margin-left: -.875rem; border-radius: 50%; background: #fff; color: #1f2328; box-shadow: 0 0 4px #0009;
-  font: 700 .8rem/1.75rem system-ui, sans-serif; text-align: center; pointer-events: none; }
+.slider .grip { position: absolute; left: clamp(1.1rem, var(--at), 100% - 1.1rem); bottom: .35rem; z-index: 1;
+  width: 1.5rem; height: 1.5rem; margin-left: -.75rem; border-radius: 50%; background: #fff; color: #1f2328;
+  box-shadow: 0 0 4px #0009; font: 700 .75rem/1.5rem system-ui, sans-serif; text-align: center; pointer-events: none; }
 .slider input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize;
-  touch-action: pan-y; }
+  appearance: none; touch-action: pan-y; }
+.slider input::-webkit-slider-thumb { appearance: none; width: 1px; height: 100%; }
+.slider input::-moz-range-thumb { width: 1px; height: 100%; border: 0; }
 .slider:focus-within { outline: 3px solid var(--accent); outline-offset: 2px; }
+"""
+
+
+SCRIPT = """
+// a browser may move a range input only by its thumb, which is invisible here: any touch moves it
+function slide(event) {
+  const box = event.target.closest?.(".slider"), range = box?.querySelector("input");
+  if (!range || (event.type !== "input" && !event.buttons)) return;
+  if (event.type !== "input") {
+    const {left, width} = box.getBoundingClientRect();
+    range.value = 100 * (event.clientX - left) / width;
+  }
+  box.style.setProperty("--at", range.value + "%");
+}
+for (const type of ["pointerdown", "pointermove", "input"]) document.addEventListener(type, slide);
 """
 
 
@@ -43,13 +62,13 @@ def page(title: str, body: Iterable[str], style: str = "") -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{text(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}{style}</style></head>\n'
-        f"<body>\n<h1>{text(title)}</h1>\n{chr(10).join(body)}\n</body>\n</html>\n"
+        f"<body>\n<h1>{text(title)}</h1>\n{chr(10).join(body)}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
 def text(value: Any) -> str:
-    """Escapes any value for use in HTML."""
-    return html.escape(str(value))
+    """Escapes any value for use in HTML; bytes of a file name that are no UTF-8 become question marks."""
+    return html.escape(str(value)).encode(errors="replace").decode()
 
 
 def picture(pixels: np.ndarray, caption: str = "", kind: str = "PNG") -> str:
@@ -71,22 +90,28 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     return f"<table>\n<tr>{cells}</tr>\n{lines}</table>"
 
 
-def slider(before: str, after: str, label: str, size: tuple[int, int] | None = None) -> str:
+def link(path: str) -> str:
+    """Builds the URL of a file from its path relative to the page, which may have any characters."""
+    return quote(os.fsencode(path))
+
+
+def slider(before: str, after: str, label: str, size: tuple[int, int] | None = None, start: int = 50) -> str:
     """Builds a comparison of two images of equal size: left of a line is the first one, right of it the second one.
 
-    The line follows the pointer, a finger and the arrow keys. At its left end only the second image is seen.
+    The line follows the pointer, a finger and the arrow keys.
 
     Args:
-        before: source of the image on the left: a URL, such as a quoted relative path, or a data URI.
+        before: source of the image on the left: a URL, such as one that :func:`link` builds, or a data URI.
         after: source of the image on the right.
         label: says what is compared, for screen readers.
         size: width and height in pixels, or any numbers of this ratio; a page then has its layout before the images
             are loaded.
+        start: where the line is at first, in percent of the width; at 0 only the second image is seen.
     """
     sides = f' width="{size[0]}" height="{size[1]}"' if size else ""
     return (
-        f'<div class="slider"><img src="{text(before)}" alt="{text(label)}"{sides} loading="lazy">'
-        f'<img class="after" src="{text(after)}" alt=""{sides} loading="lazy"><span class="grip">&#8596;</span>'
-        f'<input type="range" min="0" max="100" step="any" value="50" aria-label="{text(label)}" autocomplete="off" '
-        "oninput=\"this.parentNode.style.setProperty('--at', this.value + '%')\"></div>"
+        f'<div class="slider" style="--at: {start}%"><img src="{text(before)}" alt="{text(label)}"{sides} '
+        f'loading="lazy"><img class="after" src="{text(after)}" alt=""{sides} loading="lazy">'
+        '<span class="grip" aria-hidden="true">&#8596;</span><input type="range" min="0" max="100" step="any" '
+        f'value="{start}" aria-label="{text(label)}" autocomplete="off"></div>'
     )

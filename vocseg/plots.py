@@ -23,12 +23,6 @@ def coloured(labels: np.ndarray) -> np.ndarray:
     return VOC_PALETTE[labels]
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """Blends an image, RGB uint8 [H, W, 3], with the colours of its labels, uint8 [H, W]; background is unchanged."""
-    mixed = (1 - opacity) * image + opacity * coloured(labels)
-    return np.where((labels == 0)[..., None], image, mixed.round()).astype(np.uint8)
-
-
 def errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Shows where a prediction is wrong.
 
@@ -112,16 +106,28 @@ def preview(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, class_
     """
     above = panels([(image, coloured(truth))], ("image", "truth"), width=240, type_size=17)
     below = (coloured(prediction), errors(prediction, truth))
-    legend = [*legend_of([truth, prediction], class_names), ("missed", np.array(MISSED)), ("wrong", np.array(WRONG))]
-    return np.concatenate([above, panels([below], ("prediction", "errors"), legend, 240, False, 17)])
+    entries = [*legend([truth, prediction], class_names), ("missed", np.array(MISSED)), ("wrong", np.array(WRONG))]
+    return np.concatenate([above, panels([below], ("prediction", "errors"), entries, 240, False, 17)])
 
 
-def legend_of(labels: Sequence[np.ndarray], class_names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    """Legend entries (name, RGB colour) of the classes and void that cover at least 0.2 % of one of the label maps."""
+def legend(
+    labels: Sequence[np.ndarray], class_names: Sequence[str], palette: np.ndarray = VOC_PALETTE
+) -> list[tuple[str, np.ndarray]]:
+    """Legend entries (name, RGB colour) of the classes and void that cover at least 0.2 % of one of the label maps.
+
+    Args:
+        labels: label maps, uint8 [H, W].
+        class_names: name of each label.
+        palette: RGB uint8 [256, 3], the colour of each label: those of VOC's masks, or
+            ``vocseg.overlays.OVERLAY_COLOURS``.
+    """
     fractions = [np.bincount(each.ravel(), minlength=256) / each.size for each in labels]
     visible = np.flatnonzero(np.max(fractions, axis=0) >= 0.002).tolist() if fractions else []
     names = {**dict(enumerate(class_names)), VOID: "void"}
-    return [(names[label], VOC_PALETTE[label]) for label in visible if label in names]
+    return [(names[label], palette[label]) for label in visible if label in names]
+
+
+legend_of = legend  # for callers that have a variable of that name
 
 
 def losses_figure(lines: Sequence[Mapping[str, float]], title: str, best_epoch: int | None = None) -> "Figure":
