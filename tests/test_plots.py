@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from vocseg.data.labels import VOC_CLASSES, VOC_PALETTE
+from vocseg.errors import VocsegError
 from vocseg.plots import (
     MISSED,
     RIGHT,
@@ -16,7 +17,6 @@ from vocseg.plots import (
     iou_figure,
     legend_of,
     losses_figure,
-    overlay,
     panels,
     preview,
     row_fractions,
@@ -30,13 +30,6 @@ def test_errors_distinguish_missed_objects_from_other_errors_and_mask_void():
     truth = np.array([[0, 1, 1, 0, 1, 255, 255]], dtype=np.uint8)
     expected = [RIGHT, RIGHT, MISSED, WRONG, WRONG, VOC_PALETTE[255], VOC_PALETTE[255]]
     assert errors(prediction, truth)[0].tolist() == [list(colour) for colour in expected]
-
-
-def test_overlay_does_not_change_background():
-    image = np.full((2, 2, 3), 100, dtype=np.uint8)
-    mixed = overlay(image, np.array([[0, 1], [0, 0]], dtype=np.uint8), opacity=0.5)
-    assert mixed[0, 0].tolist() == [100, 100, 100]
-    assert mixed[0, 1].tolist() == [114, 50, 50]  # half of (128, 0, 0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 40), (80, 20), (1, 1)])
@@ -101,3 +94,9 @@ def test_a_preview_says_what_its_colours_mean():
     picture = preview(np.full((40, 60, 3), 200, dtype=np.uint8), truth, np.zeros_like(truth), VOC_CLASSES)
     colours = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
     assert {MISSED, WRONG, tuple(VOC_PALETTE[15].tolist())} <= colours  # wrong is in the legend alone
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3), (4,)])
+def test_a_confusion_matrix_of_other_classes_is_refused(shape):
+    with pytest.raises(VocsegError, match="of 2 classes has 2 or 3 rows and 2 columns; got"):
+        confusion_figure(np.ones(shape), ["background", "a"])

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vocseg.losses import CrossEntropy, Dice, FocalLoss, LovaszSoftmax, OHEMCrossEntropy, SumOfLosses
     from vocseg.network import SegmentationNetwork
     from vocseg.overlays import overlay
-    from vocseg.plots import legend
+    from vocseg.plots import confusion_figure, legend
     from vocseg.schedules import Schedule
     from vocseg.task import SegmentationTask
     from vocseg.whole_network import WholeNetwork
@@ -88,6 +88,7 @@ __all__ = [
     "VocsegError",
     "WholeNetwork",
     "__version__",
+    "confusion_figure",
     "legend",
     "overlay",
 ]
@@ -116,7 +117,7 @@ _MODULES = {
     "vocseg.inference": ("Inference",),
     "vocseg.network": ("SegmentationNetwork",),
     "vocseg.overlays": ("overlay",),
-    "vocseg.plots": ("legend",),
+    "vocseg.plots": ("confusion_figure", "legend"),
     "vocseg.schedules": ("Schedule",),
     "vocseg.task": ("SegmentationTask",),
     "vocseg.whole_network": ("WholeNetwork",),

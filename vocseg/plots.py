@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vocseg.data.labels import VOC_PALETTE, VOID
+from vocseg.errors import VocsegError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,8 +184,16 @@ def confusion_figure(matrix: np.ndarray, class_names: Sequence[str], title: str 
     Returns:
         The figure. The row of a class without true pixels is empty. Up to 30 classes the cells of at least 1 % have
         their number; above 60 classes only some of the axes' labels are drawn.
+
+    Raises:
+        VocsegError: the matrix has another shape.
     """
     count = len(class_names)
+    if not count or np.shape(matrix) not in ((count, count), (count + 1, count)):
+        raise VocsegError(
+            f"The confusion matrix of {count} classes has {count} or {count + 1} rows and {count} columns; "
+            f"got {list(np.shape(matrix))}."
+        )
     fractions = row_fractions(matrix)
     # inches: a cell of a small matrix holds a number; labels need an eighth of an inch each
     side = float(np.clip(0.27 * count, 1.2, 8))
