@@ -146,7 +146,7 @@ def test_the_runs_own_predictions_are_replaced(trained, photos, vocseg, tmp_path
     assert_refused(vocseg(*words), "predictions/a.png")
 
 
-@pytest.mark.parametrize("file", ["test.json", "test.npz", "test_masks/test_0001.png"])
+@pytest.mark.parametrize("file", ["test.json", "test.npz", "test_images.csv", "test_masks/test_0001.png"])
 def test_test_refuses_files_of_others_in_the_checkpoints_folder(file, trained, vocseg, tmp_path):
     """A checkpoint that was moved into a project: its run folder is the project, test.json may be annotations."""
     project = tmp_path / "project"
@@ -156,7 +156,7 @@ def test_test_refuses_files_of_others_in_the_checkpoints_folder(file, trained, v
     words = ["test", "--ckpt_path", project / "checkpoints" / "best.ckpt", *QUIET]
     assert_refused(vocseg(*words), f"project/{file}", "Move it away")
     assert (project / file).read_text() == "mine"
-    assert len([path for path in project.rglob("*") if path.suffix in (".json", ".png", ".npz")]) == 1
+    assert len([path for path in project.rglob("*") if path.suffix in (".json", ".png", ".npz", ".csv")]) == 1
 
 
 def test_a_resumed_fit_refuses_metrics_of_others(trained, fit_flags, vocseg, tmp_path):

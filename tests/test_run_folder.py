@@ -55,6 +55,7 @@ def test_names_of_the_files_of_a_run(tmp_path):
         "report": folder.report,
         "test.json": folder.scores("test"),
         "val.npz": folder.matrices("val"),
+        "test_images.csv": folder.image_scores("test"),
         "test_paper_inferred.npz": folder.resized_matrices("test"),
     }
     assert {name: folder.path / name for name in relative} == relative

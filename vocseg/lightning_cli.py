@@ -278,6 +278,8 @@ class VocsegCLI(LightningCLI):
         settings = self._settings()
         settings.ckpt_path = self._checkpoint
         settings.weights_only = True  # Lightning's default would unpickle what the file holds
+        if self.subcommand == "predict":
+            settings.return_predictions = False  # they are in files; kept, they would fill the memory
         if not isinstance(settings.seed_everything, bool) and "seed" in settings.data.get("init_args", {}):
             settings.data.init_args.seed = settings.seed_everything  # a random one is chosen only now
         if settings.trainer.limit_val_batches == 0:  # without validation there is no best checkpoint

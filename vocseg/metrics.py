@@ -6,7 +6,7 @@ target. Pixel accuracy = share of the valid pixels that are right. Mean class ac
 over the classes that occur in the target, background included (mmsegmentation's mAcc).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,20 @@ class ConfusionMatrices:
     def miou_per_image(self) -> np.ndarray:
         """Each image's own mIoU, float64 [N]; NaN for an image whose pixels are all void."""
         return _mean_ratio(*self.marginals())
+
+    def iou_per_image(self) -> np.ndarray:
+        """Each image's own IoU of each class, float64 [N, C]; NaN for a class that the image does not show."""
+        return _ratio(*self.marginals())
+
+    def pixel_accuracy_per_image(self) -> np.ndarray:
+        """Share of each image's valid pixels that are right, float64 [N]; NaN for an image that is all void."""
+        rows, columns = np.divmod(self.cells, self.num_classes)
+        valid, images = rows < self.num_classes, self._images()
+        right, out_of = (
+            np.bincount(images[some], weights=self.counts[some], minlength=len(self))
+            for some in (rows == columns, valid)
+        )
+        return _ratio(right, out_of)
 
     @property
     def _size(self) -> int:
@@ -332,6 +346,24 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def class_intervals(matrices: ConfusionMatrices, seed: int = 0) -> np.ndarray:
+    """The 95 % interval of each class's IoU over the choice of images, as :func:`bootstrap_interval`.
+
+    Args:
+        matrices: of a network, N images.
+        seed: of the resamples.
+
+    Returns:
+        float64 [C, 2], the 2.5th and 97.5th percentiles; NaN for a class that occurs nowhere. Resamples in which a
+        class does not occur are left out.
+    """
+    values = np.concatenate([_ratio(hits, union) for hits, union in _resampled(matrices, seed)])
+    intervals = np.full((matrices.num_classes, 2), np.nan)
+    occurs = ~np.isnan(values).all(0)
+    intervals[occurs] = np.nanpercentile(values[:, occurs], [2.5, 97.5], axis=0).T
+    return intervals
+
+
 def all_gather_objects(share: Any) -> list[Any]:
     """The object of every process, in all of them; any object that can be pickled."""
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -376,16 +408,19 @@ def _mean_resampled_miou(matrices: ConfusionMatrices | Sequence[ConfusionMatrice
 
 
 def _resampled_miou(matrices: ConfusionMatrices, seed: int) -> np.ndarray:
+    return np.concatenate([_mean_ratio(hits, union) for hits, union in _resampled(matrices, seed)])
+
+
+def _resampled(matrices: ConfusionMatrices, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Correct pixels and union of each class in resamples of the images, float64 [some of the resamples, C] each."""
     hits, union = matrices.marginals()
     images = len(matrices)
     generator = np.random.default_rng(seed)
-    values = []
     at_once = max(1, min(RESAMPLES, 20_000_000 // max(images, 1)))  # bounds the memory of the draws
     for first in range(0, RESAMPLES, at_once):
         drawn = generator.multinomial(images, np.full(images, 1 / images), min(at_once, RESAMPLES - first))
         weights = drawn.astype(np.float64)
-        values.append(_mean_ratio(weights @ hits, weights @ union))
-    return np.concatenate(values)
+        yield weights @ hits, weights @ union
 
 
 def _concatenated(state: list[Tensor] | Tensor) -> Tensor:

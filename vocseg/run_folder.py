@@ -101,6 +101,10 @@ class RunFolder:
         """The scores of a split, as JSON."""
         return self.path / f"{split}.json"
 
+    def image_scores(self, split: str) -> Path:
+        """The scores of each image of a split, as CSV (:func:`write_image_scores`)."""
+        return self.path / f"{split}_images.csv"
+
     def split_list(self, split: str) -> Path:
         """The names of the images that the run trained (``train``) or validated (``val``) on."""
         return self.path / f"{split}.txt"
@@ -251,6 +255,38 @@ def write_result(
 def write_matrices(path: Path, matrices: ConfusionMatrices, save: Save = write_atomically) -> None:
     """Writes a ``.npz`` file atomically; ``save`` as in :func:`write_text`."""
     save(path, lambda file: np.savez_compressed(file, allow_pickle=False, **matrices.to_arrays()))
+
+
+def write_image_scores(
+    path: Path,
+    matrices: ConfusionMatrices,
+    class_names: Sequence[str],
+    images: Sequence[str],
+    save: Save = write_atomically,
+) -> None:
+    """Writes the scores of each image as CSV, in the order of the split's list.
+
+    The columns are ``path``; ``rank`` by mIoU, the best is 1; ``miou`` and ``pixel_accuracy``, empty for an image that
+    is all void; ``iou/<class>``, empty for a class that occurs neither in the image's prediction nor in its target.
+
+    Args:
+        path: of the file.
+        matrices: of the images.
+        class_names: one name per class.
+        images: their paths; fewer where they are not known.
+        save: as in :func:`write_text`.
+    """
+    miou = matrices.miou_per_image()
+    rank = np.empty(len(matrices), dtype=int)
+    rank[np.argsort(-np.nan_to_num(miou, nan=-1), kind="stable")] = np.arange(1, len(matrices) + 1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "rank", "miou", "pixel_accuracy", *(f"iou/{name}" for name in class_names)])
+    scores = np.column_stack([miou, matrices.pixel_accuracy_per_image(), matrices.iou_per_image()])
+    for index, values in enumerate(scores):
+        cells = ["" if value != value else f"{value:.6g}" for value in values.tolist()]
+        writer.writerow([images[index] if index < len(images) else "", rank[index], *cells])
+    write_text(path, text.getvalue(), save)
 
 
 def write_lines(path: Path, lines: Sequence[Line]) -> None:
