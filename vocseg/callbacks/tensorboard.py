@@ -141,11 +141,8 @@ class MaskPreviews(DrawingCallback):
         dataset = _dataset(trainer)
         if dataset is None:
             return list(range(self.images))
-        shares = []
-        for index in range(len(dataset)):
-            _, mask = dataset.stored(index)
-            shares.append(np.bincount(mask.ravel(), minlength=256)[: dataset.pipeline.num_classes] / mask.size)
-        return covering(np.array(shares), self.images)
+        counts = dataset.pixel_counts
+        return covering(counts[:, :-1] / counts.sum(1, keepdims=True), self.images)
 
 
 class ScoreFigures(DrawingCallback):
