@@ -397,3 +397,13 @@ def test_the_metrics_are_registered_with_the_task_and_not_saved():
         metric.update([torch.zeros(2, 2).long()], [torch.zeros(2, 2).long()], [0])
         assert metric.metric_state["cells"]
     assert not [name for name in task.state_dict() if name.startswith("metrics")]
+
+
+def test_a_result_prints_as_a_table_with_the_names_of_the_classes():
+    metric = SegmentationMetric(2, ["background", "cat"])
+    metric.update([torch.zeros(2, 2, dtype=torch.long)], [torch.tensor([[0, 0], [0, 1]])], [0])
+    metric.update_loss(torch.tensor(2.0), torch.tensor(4.0))
+    lines = str(metric.compute()).splitlines()
+    assert lines[0].split() == ["1", "images", "score", "all", "background"]
+    assert lines[1].split() == ["mIoU", "0.3750", "0.3750"]
+    assert lines[-1].split() == ["IoU", "cat", "0.0000"]

@@ -144,6 +144,7 @@ class Result:
         mean_accuracy: mean class accuracy; NaN as above.
         iou: IoU of each class, NaN for a class that occurs in neither prediction nor target.
         matrices: the confusion matrix of each image, in the order of the split's list.
+        class_names: one name per class, for printing; None: ``class 0`` and so on.
     """
 
     def __init__(
@@ -154,10 +155,25 @@ class Result:
         mean_accuracy: float,
         iou: list[float],
         matrices: ConfusionMatrices,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.loss, self.miou, self.iou = loss, miou, iou
         self.pixel_accuracy, self.mean_accuracy = pixel_accuracy, mean_accuracy
-        self.matrices = matrices
+        self.matrices, self.class_names = matrices, class_names
+
+    def __str__(self) -> str:
+        """The scores as a table of plain text, beside those of :meth:`all_background`."""
+        floor = self.all_background()
+        names = self.class_names or [f"class {label}" for label in range(len(self.iou))]
+        rows = [(f"{len(self.matrices)} images", "score", f"all {names[0]}"), ("mIoU", self.miou, floor["miou"])]
+        rows += [("pixel accuracy", self.pixel_accuracy, floor["pixel_accuracy"])]
+        rows += [("mean class accuracy", self.mean_accuracy, floor["mean_accuracy"]), ("loss", self.loss, "")]
+        rows += [(f"IoU {name}", iou, "") for name, iou in zip(names, self.iou, strict=True)]
+        text = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+        widths = [max(len(row[column]) for row in text) for column in range(3)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  {score:>{widths[1]}}  {least:>{widths[2]}}".rstrip() for name, score, least in text
+        )
 
     def all_background(self) -> dict[str, float]:
         """The scores of a predictor that labels every pixel as class 0: the floor that a network must exceed."""
@@ -173,6 +189,7 @@ class SegmentationMetric(Metric):
 
     Args:
         num_classes: number of classes C.
+        class_names: one name per class, for printing the result.
     """
 
     full_state_update = False
@@ -181,9 +198,9 @@ class SegmentationMetric(Metric):
     counts: list[Tensor]
     losses: list[Tensor]
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
         super().__init__(dist_sync_fn=_gather, compute_with_cache=False)  # update_loss would not clear the cache
-        self.num_classes = num_classes
+        self.num_classes, self.class_names = num_classes, class_names
         self.images_seen = 0
         self.add_state("images", [], dist_reduce_fx="cat")  # index, number of its cells, index, number, ...
         self.add_state("cells", [], dist_reduce_fx="cat")  # as in ConfusionMatrices
@@ -240,6 +257,7 @@ class SegmentationMetric(Metric):
             mean_accuracy=scores_of(matrices.total())["mean_accuracy"],
             iou=iou.compute().tolist(),
             matrices=matrices,
+            class_names=self.class_names,
         )
 
     def _matrices(self) -> ConfusionMatrices:

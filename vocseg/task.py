@@ -22,7 +22,7 @@ from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.decoders import Decoder
 from vocseg.errors import VocsegError
 from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map
-from vocseg.initialization import start_from
+from vocseg.initialization import checkpoint_of, start_from
 from vocseg.losses import Loss, inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
 from vocseg.network import SegmentationNetwork
@@ -138,7 +138,9 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             raise VocsegError(f"layer_decay must be above 0 and at most 1 (0.75, say); got {layer_decay}.")
         self.norm_weight_decay, self.layer_decay = norm_weight_decay, layer_decay
         self.train_loss = MeanMetric()
-        self.metrics = nn.ModuleDict({stage: SegmentationMetric(len(self.class_names)) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict(
+            {stage: SegmentationMetric(len(self.class_names), self.class_names) for stage in ("val", "test")}
+        )
         self.results: dict[str, Result] = {}
         self.inference = Inference()
         self.predict_probabilities = False
@@ -200,6 +202,20 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         """
         start_from(self.network, self.class_names, source)
         return self
+
+    @classmethod
+    def from_run(cls, run: str | Path, **components: Any) -> Self:
+        """Loads the best checkpoint of a run, in eval mode and on the CPU.
+
+        Args:
+            run: its name (the newest run of that name below ``lightning_logs``), its folder, or a checkpoint.
+            **components: those that the checkpoint could not record.
+
+        Raises:
+            VocsegError: there is no such run, or it has no checkpoint.
+        """
+        path = checkpoint_of(run)
+        return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **components).eval()
 
     def infer(self, image: Tensor) -> Tensor:
         """Computes logits, or the logarithm of mean probabilities, as ``inference`` says; without gradients.
