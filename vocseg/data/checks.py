@@ -49,7 +49,9 @@ def find_label_problems(
 ) -> tuple[list[str], list[str]]:
     """Returns the errors and the notes of :func:`check_labels`."""
     names = masks.class_names
-    totals = {role: np.sum([sample.counts for sample in found], axis=0) for role, found in samples.items() if found}
+    # one by one: an array of the counts of all samples would take 2 KB for each
+    zeros = np.zeros(256, dtype=np.int64)
+    totals = {role: sum((sample.counts for sample in found), zeros) for role, found in samples.items() if found}
     problems: dict[tuple[bool, str], list[str]] = {}  # splits with the same problem share a message
     for role, total in totals.items():
         problem = _split_problem(total, masks, _has_value_255(samples[role]), role == "train", default_classes)
