@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/scale.py --images 1000 4000 --classes 21
 
 The images have 64x48 pixels and are hard links to 64 files each of images and masks; all three lists of the VOC tree
-name all of them. The network is one convolution, so that nearly all time is spent in files and bookkeeping. Each step
-runs in a process of its own:
+name all of them. The network is three convolutions, so that nearly all time is spent in files and bookkeeping. Each
+step runs in a process of its own:
 
 - setup: ``datamodule.setup("fit")``, which checks the files of two lists; first and again;
 - loading: one epoch of training batches;
@@ -20,6 +20,7 @@ linear. Ends with status 1 if time grows with an exponent above 1.15, or memory 
 import argparse
 import contextlib
 import io
+import logging
 import math
 import multiprocessing
 import os
@@ -64,24 +65,23 @@ def make_tree(tree: Path, images: int, classes: int) -> None:
     (tree / "classes.txt").write_text("\n".join(["background", *(f"class {label}" for label in range(1, classes))]))
 
 
-def make_data(tree: Path, classes: int) -> Any:
+def make_data(tree: Path) -> Any:
     """The data module of a tree, after ``setup``."""
     from vocseg import VOCDataModule
 
-    names = (tree / "classes.txt").read_text().splitlines()
-    data = VOCDataModule(str(tree), class_names=names, image_size=(HEIGHT, WIDTH), batch_size=32, num_workers=0)
+    data = VOCDataModule(str(tree), image_size=(HEIGHT, WIDTH), batch_size=32, num_workers=0)
     data.setup("fit")
     return data
 
 
-def setup(tree: Path, images: int, classes: int) -> None:
+def setup(tree: Path, images: int, classes: int) -> Callable[[], Any]:
     """Finds and checks the files."""
-    make_data(tree, classes)
+    return lambda: make_data(tree)
 
 
 def loading(tree: Path, images: int, classes: int) -> Callable[[], None]:
     """One epoch of training batches."""
-    data = make_data(tree, classes)
+    data = make_data(tree)
 
     def load() -> None:
         assert sum(len(batch["image"]) for batch in data.train_dataloader()) > images - 32
@@ -113,11 +113,10 @@ def command(*args: str) -> Callable[[Path, int, int], Callable[[], None]]:
     """A vocseg command, run in the folder that holds the tree."""
 
     def prepared(tree: Path, images: int, classes: int) -> Callable[[], None]:
-        from vocseg import lightning_cli, report  # noqa: F401  # imports are not measured
         from vocseg.cli import main
 
         os.chdir(tree.parent)
-        words = [str(tree) if word == "TREE" else word for word in args]
+        words = [word.replace("TREE", str(tree)) for word in args]
         options = ["--data.num_workers", "0"] if words[0] in ("fit", "test", "predict") else []
 
         def run() -> None:
@@ -131,16 +130,16 @@ def command(*args: str) -> Callable[[Path, int, int], Callable[[], None]]:
 RUN = "lightning_logs/scale/version_0"
 CHECKPOINT = ("--ckpt_path", f"{RUN}/checkpoints/last.ckpt")
 NETWORK = (
-    *("--model.backbone", "StridedEncoder", "--model.backbone.widths", "[4]", "--model.decoder", "LinearHead"),
+    *("--model.backbone", "StridedEncoder", "--model.backbone.widths", "[4, 4]", "--model.decoder", "LinearHead"),
     *("--data.image_size", f"[{HEIGHT}, {WIDTH}]", "--data.batch_size", "32", "--name", "scale"),
 )
-STEPS: dict[str, Callable[..., Any]] = {
+STEPS: dict[str, Callable[[Path, int, int], Callable[[], Any]]] = {
     "setup, first": setup,
     "setup, again": setup,
     "loading": loading,
     "metric": metric,
     "fit, one step": command(
-        *("fit", "--data.root", "TREE", "--data.class_names", "TREE/classes.txt", *NETWORK),
+        *("fit", "--data.root", "TREE", *NETWORK),
         *("--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"),
     ),
     "test": command("test", *CHECKPOINT),
@@ -152,12 +151,12 @@ STEPS: dict[str, Callable[..., Any]] = {
 def measured(step: str, tree: Path, images: int, classes: int, connection: Connection) -> None:
     """Runs a step in this process; sends its CPU seconds and by how many bytes the process grew."""
     log = io.StringIO()
-    os.environ["XDG_CACHE_HOME"] = str(tree.parent / "cache")
+    os.environ["XDG_CACHE_HOME"] = str(tree.parent / "cache")  # the first setup finds no cache of checked files
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            from vocseg import VOCDataModule  # noqa: F401
-
-            run = STEPS[step](tree, images, classes) if STEPS[step] is not setup else lambda: setup(tree, 0, classes)
+            run = STEPS[step](tree, images, classes)
             before, start = resident(), time.process_time()
             run()
             connection.send((time.process_time() - start, resident() - before))
@@ -205,7 +204,8 @@ def main() -> int:
     options = parser.parse_args()
     sizes = sorted(options.images)
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # every process is a fork of one that has imported vocseg
+    context.set_forkserver_preload(["vocseg.lightning_cli", "vocseg.report"])
     costs: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for classes in options.classes:
         for images in sizes:

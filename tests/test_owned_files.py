@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -292,3 +293,13 @@ def test_names_are_distinct():
     assert sample_names(samples) == ["a", "a.jpg", "a.png", "a.png"]
     unsafe = [type("Sample", (), {"image": Path("a.jpg"), "name": name}) for name in ("/etc/a", "../a")]
     assert [sample_names([sample]) for sample in unsafe] == [["a"], ["a"]]
+
+
+def test_many_files_of_one_name_take_one_number_each(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "vocseg.saving.count", lambda start: map(lambda number: drawn.append(number) or number, count(start))
+    )
+    names = unique_names([("a", Path(f"{folder}/a.jpg")) for folder in range(300)] + [("b", Path("a_2.jpg"))])
+    assert list(names.values()) == ["a", "a.jpg", *(f"a_{number}" for number in range(2, 300)), "b"]
+    assert len(drawn) == 298  # not all smaller numbers again for each file
