@@ -98,7 +98,7 @@ class MaskPreviews(DrawingCallback):
         super().__init__()
         self.images, self.every_n_epochs = images, every_n_epochs
         self._wanted: list[int] | None = None
-        self._drawn: dict[int, tuple[np.ndarray, ...]] = {}
+        self._drawn: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def on_validation_batch_end(
         self,
