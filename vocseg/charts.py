@@ -19,8 +19,8 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --series-1: #6cb0ff; --series-2: #ff9f68; --series-3: #6fd391;
   --series-4: #cfa4ff; --series-5: #e7c55a; --series-6: #62d4e3; --wrong: #ff9f68; } }
 .bars { list-style: none; margin: .8rem 0; padding: 0; columns: 26rem 2; column-gap: 2.5rem; font-size: .87rem; }
-.bars li { display: grid; grid-template-columns: 7.5rem 1fr 2.7rem; gap: .7rem; align-items: center; padding: .13rem 0;
-  break-inside: avoid; }
+.bars li { display: grid; grid-template-columns: min(var(--names), 38%) 1fr 2.7rem; gap: .7rem; align-items: center;
+  padding: .13rem 0; break-inside: avoid; }
 .bars .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bars .value { text-align: right; font-variant-numeric: tabular-nums; }
 .track { position: relative; height: .95rem; background: var(--soft); border-radius: 3px; }
@@ -37,7 +37,7 @@ STYLE = """
 .chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .chart .cursor { stroke: var(--muted); visibility: hidden; }
 .chart figcaption { display: flex; flex-wrap: wrap; gap: 0 .9rem; align-items: baseline; margin-bottom: .3rem;
-  min-height: 2.6em; align-content: start; font-variant-numeric: tabular-nums; }
+  min-height: 4.2em; align-content: start; font-variant-numeric: tabular-nums; }
 .chart figcaption b { color: var(--text); font-size: .95rem; flex-basis: 100%; }
 .key::before { content: ""; display: inline-block; width: .9em; height: 3px; margin-right: .35em; vertical-align: .25em;
   background: var(--colour); }
@@ -48,7 +48,8 @@ STYLE = """
 .confusion rect.right { fill: var(--series-1); } .confusion rect.error { fill: var(--wrong); }
 .confusion .number { text-anchor: middle; pointer-events: none; }
 .confusion .strong { fill: var(--page); }
-.confusion .named text { opacity: .35; } .confusion .named text.current { opacity: 1; font-weight: 600; }
+.confusion .named .rows text, .confusion .named .columns text { opacity: .35; }
+.confusion .named g text.current { opacity: 1; font-weight: 600; }
 .controls { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; align-items: baseline; margin: .5rem 0;
   font-size: .9rem; }
 .controls .lead, .note { color: var(--muted); } .note { font-size: .9rem; max-width: 50rem; }
@@ -159,7 +160,8 @@ def bars(entries: Sequence[Bar]) -> str:
             f'<li title="{pages.text(words)}"><span class="name">{pages.text(bar.name)}</span>'
             f'{track(bar.value, bar.interval)}<span class="value">{number(bar.value)}</span></li>'
         )
-    return f'<ol class="bars">{"".join(items)}</ol>'
+    names = min(max((len(bar.name) for bar in entries), default=0), 24)
+    return f'<ol class="bars" style="--names: {names * 0.52 + 0.6:.1f}rem">{"".join(items)}</ol>'
 
 
 def track(value: float, interval: tuple[float, float] | None = None) -> str:
@@ -270,7 +272,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str], orders: Mapping[st
     side, total = count * cell, count * cell + margin
     data = {
         "names": list(class_names),
-        "orders": [[int(label) for label in order] for order in orders.values()],
+        "orders": [list(order) for order in orders.values()],
         "cell": cell,
         "middle": middle,
         "counts": {f"{row} {column}": int(counts[row, column]) for row, column in np.argwhere(counts > 0).tolist()},

@@ -36,7 +36,8 @@ h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1.05rem; margin: 
   margin: 1rem 0; font-size: .9rem; }
 .facts-list div { border-top: 1px solid var(--line); padding-top: .3rem; overflow-wrap: anywhere; }
 .facts-list dt { color: var(--muted); font-size: .8rem; } .facts-list dd { margin: 0; }
-.wide { overflow-x: auto; } .wide table { width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; } .wide td { white-space: nowrap; }
+.wide table { width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .pair { display: grid; grid-template-columns: minmax(0, 2.2fr) minmax(min(100%, 19rem), 1fr); gap: 1rem 2.5rem; }
 summary { cursor: pointer; margin: .5rem 0; } .pair table { width: 100%; font-size: .87rem; }
 .pair td:nth-child(2), .pair th:nth-child(2) { text-align: left; }
@@ -211,7 +212,7 @@ def _confusion(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
     fractions = row_fractions(matrix)
     occurs = matrix[: len(names)].sum(1) > 0
     errors = np.where(occurs, 1 - fractions.diagonal(), -1)
-    orders = {"as the labels": range(len(names)), "most errors first": np.argsort(-errors, kind="stable")}
+    orders = {"as the labels": [*range(len(names))], "most errors first": np.argsort(-errors, kind="stable").tolist()}
     off = fractions - np.diag(fractions.diagonal())
     largest = np.argsort(-off, axis=None, kind="stable")[:CONFUSIONS]
     rows = [
@@ -222,7 +223,7 @@ def _confusion(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
     note = "Each row is a true class and says where its pixels went: right in blue, wrong in orange"
     return [
         f'<p class="note">{note}{", numbers in percent" if len(names) <= charts.NUMBERED else ""}.</p>',
-        f'<div class="pair">{charts.confusion(matrix, names, orders)}',
+        f'<div class="{"pair" if len(names) <= charts.NUMBERED else ""}">{charts.confusion(matrix, names, orders)}',
         "<div><h3>Largest confusions</h3>",
         pages.table(("true", "predicted", "share", "pixels"), rows),
         "</div></div>",
@@ -261,8 +262,11 @@ def _comparison(runs: Sequence[Run]) -> list[str]:
             f'<p class="note">The difference is to {pages.text(first[0])}, on the same resamples of the test images '
             "(paired bootstrap, 95 % interval). An interval without 0 is a difference beyond the choice of images.</p>"
         )
-    curve = charts.curves("Validation mIoU", {label: _points(run, "val/miou") for label, run in named})
-    body.append(f'<div class="charts">{curve}</div>')
+    scalars = {"Validation mIoU": "val/miou", "Validation loss": "val/loss", "Training loss": "train/loss"}
+    curves = [
+        charts.curves(title, {label: _points(run, scalar) for label, run in named}) for title, scalar in scalars.items()
+    ]
+    body.append(f'<div class="charts">{"".join(curves)}</div>')
     if len({tuple(run.class_names) for _, run in tested}) > 1:
         body.append(_problem("The runs have different classes: their IoUs cannot be compared."))
     elif len(tested) > 1:
@@ -287,7 +291,7 @@ def _summary(label: str, run: Run, first: tuple[str, Run] | None) -> list[Any]:
     test = run.scores["test"]
     inference = _inference(run)
     miou = _of(test.summary, "miou") + (f" ({inference})" if inference else "")
-    interval = "" if test.matrices is None else "{} to {}".format(*map(number, bootstrap_interval(test.matrices)))
+    interval = "-" if test.matrices is None else "{} to {}".format(*map(number, bootstrap_interval(test.matrices)))
     scores = [_of(test.summary, name) for name in ("pixel_accuracy", "mean_accuracy")]
     floor = _of(test.summary.get("all_background", {}), "miou")
     difference = _difference(run, first[1]) if first is not None and first[1] is not run else ""
