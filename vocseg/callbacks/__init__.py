@@ -1,5 +1,6 @@
 """Callbacks: what watches a run."""
 
+from vocseg.callbacks.cores import DivideCores
 from vocseg.callbacks.ema import WeightEMA
 from vocseg.callbacks.fault_tolerance import GracefulShutdown, StepSeeds, StopOnNaN
 from vocseg.callbacks.metrics_csv import MetricsCSV
@@ -11,6 +12,7 @@ from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures
 
 __all__ = [
     "Charts",
+    "DivideCores",
     "GracefulShutdown",
     "LineProgress",
     "MaskPreviews",
