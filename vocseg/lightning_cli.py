@@ -39,6 +39,7 @@ from vocseg.callbacks import (
     CachedFeatures,
     Charts,
     CompiledTraining,
+    DivideCores,
     GracefulShutdown,
     LineProgress,
     MaskPreviews,
@@ -135,6 +136,8 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # scoring a checkpoint needs no checkpoint callback
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    # DivideCores says how many there are, and the network is the bottleneck
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
     # a frozen backbone is meant to stay in eval mode
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     # all that vocseg logs is logged per epoch, whatever the interval
@@ -316,7 +319,12 @@ class VocsegCLI(LightningCLI):
         init = self.config_init[self.subcommand]
         settings = init["trainer"]
         best: ModelCheckpoint = init["checkpoint"]
-        callbacks = [*_listed(settings.callbacks), ResultTable(str(best.monitor), best.mode), TestMasks()]
+        callbacks = [
+            *_listed(settings.callbacks),
+            ResultTable(str(best.monitor), best.mode),
+            TestMasks(),
+            DivideCores(),
+        ]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if settings.enable_progress_bar is None and not sys.stdout.isatty() and not has_bar:
             kwargs["enable_progress_bar"] = False  # a file or a pipe would fill with control characters

@@ -1,7 +1,6 @@
+import multiprocessing
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -224,26 +223,22 @@ def test_without_a_home_folder_files_are_checked(samples, monkeypatch, decoded, 
     assert len(decoded) == 6
 
 
-PROCESS = """
-import sys
-from pathlib import Path
-from vocseg.data.check_cache import check_samples_once
-from vocseg.data.files import ImageReader, Sample
-from vocseg.data.masks import MaskReader
-folder, names = Path(sys.argv[1]), sys.argv[2:]
-samples = [Sample(folder / f"{name}.jpg", folder / f"{name}.png", name) for name in names]
-for sample in samples:
-    check_samples_once([sample], MaskReader(("background", "a", "b")), ImageReader())
-"""
+def check_one_by_one(samples):
+    for sample in samples:
+        check([sample])
 
 
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="a new interpreter takes long")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_two_processes_write_at_the_same_time(tmp_path, cache, decoded):
     samples = [write(tmp_path, str(number), number % 3) for number in range(30)]
-    started = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, tmp_path, *(sample.name for sample in part)])
-        for part in (samples[:20], samples[10:])
-    ]
-    assert [process.wait(120) for process in started] == [0, 0]
+    context = multiprocessing.get_context("fork")
+    started = [context.Process(target=check_one_by_one, args=[part]) for part in (samples[:20], samples[10:])]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0]
     found = check(samples)
     assert decoded == []
     assert [counts[number % 3] for number, (_, counts, _, _) in enumerate(found)] == [40] * 30
@@ -260,7 +255,6 @@ def test_the_oldest_entries_are_deleted(samples, cache, decoded, monkeypatch):
 
 
 def test_an_interrupted_check_continues(samples, cache, decoded, monkeypatch):
-    monkeypatch.setattr(check_cache, "SAMPLES_AT_ONCE", 1)
     original = check_cache.examine_samples
 
     def interrupted(part, *args, **settings):
@@ -268,12 +262,13 @@ def test_an_interrupted_check_continues(samples, cache, decoded, monkeypatch):
             raise KeyboardInterrupt
         return original(part, *args, **settings)
 
-    monkeypatch.setattr(check_cache, "examine_samples", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        check(samples)
-    monkeypatch.undo()
-    os.environ["XDG_CACHE_HOME"] = str(cache.parent.parent)
-    assert len(check_cache._load(check_cache._keys(samples, MaskReader(NAMES), ImageReader()))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(check_cache, "SAMPLES_AT_ONCE", 1)
+        patch.setattr(check_cache, "examine_samples", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check(samples)
+    check(samples)
+    assert decoded == ["x.jpg", "y.jpg", "z.jpg"]
 
 
 def test_the_data_module_checks_once_and_counts_the_same(voc_root, cache, decoded):

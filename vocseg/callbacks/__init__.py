@@ -2,6 +2,7 @@
 
 from vocseg.callbacks.cached_features import CachedFeatures
 from vocseg.callbacks.compiled import CompiledTraining
+from vocseg.callbacks.cores import DivideCores
 from vocseg.callbacks.ema import WeightEMA
 from vocseg.callbacks.fault_tolerance import GracefulShutdown, StepSeeds, StopOnNaN
 from vocseg.callbacks.metrics_csv import MetricsCSV
@@ -15,6 +16,7 @@ __all__ = [
     "CachedFeatures",
     "Charts",
     "CompiledTraining",
+    "DivideCores",
     "GracefulShutdown",
     "LineProgress",
     "MaskPreviews",

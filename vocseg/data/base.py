@@ -1,6 +1,5 @@
 """SegmentationDataModule: samples on disk -> batches. Its children only say where the samples are."""
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vocseg.cores import default_workers
 from vocseg.data.check_cache import check_samples_once
 from vocseg.data.checks import check_labels
 from vocseg.data.classes import check_class_names
@@ -71,7 +71,8 @@ class SegmentationDataModule(L.LightningDataModule):
         class_names: one name per label.
         image_size: height and width of the network's input in pixels, or one number for both.
         batch_size: images per batch and process.
-        num_workers: worker processes that load data; None: one per CPU core, at most 8.
+        num_workers: worker processes that load data; None: a quarter of the CPU cores, with a GPU all, at most 8; see
+            :func:`vocseg.cores.default_workers`.
         train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper, jitter,
             jitter_strong; see ``TRAIN_PIPELINES``) or a list of albumentations transforms.
         eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
@@ -144,7 +145,8 @@ class SegmentationDataModule(L.LightningDataModule):
         if min(self.image_size) < 1 or batch_size < 1:
             raise VocsegError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}.")
         self.batch_size = batch_size
-        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self._chooses_workers = num_workers is None
         self.train_transforms = make_transforms(train_transforms, TRAIN_PIPELINES, self.image_size, "train_transforms")
         self.eval_transforms = make_transforms(eval_transforms, EVAL_PIPELINES, self.image_size, "eval_transforms")
         check_choice("void_trains_as", void_trains_as, ("ignored", "background"))
@@ -199,6 +201,8 @@ class SegmentationDataModule(L.LightningDataModule):
         A file is checked once, and again when it has changed; see :mod:`vocseg.data.check_cache`. With ``in_memory``
         all are read in any case.
         """
+        if self._chooses_workers and self.trainer is not None:
+            self.num_workers = default_workers(self.trainer.num_devices)
         if stage == "predict":
             self.datasets["predict"] = PredictionDataset(
                 find_images(self.predict_path, self.recursive), self._pipeline("eval"), self.image_reader

@@ -196,10 +196,8 @@ class Pipeline:
         self.num_classes = num_classes
         self.seed = seed
         self.void_label = void_label
-        # By default transforms fill new mask pixels with 0, which is background. In labels shifted by one (255 wraps
-        # around to 0) 0 is void.
-        values = np.arange(256)
-        self._to_shifted = ((np.where(values == VOID, void_label, values) + 1) % 256).astype(np.uint8)
+        values = np.arange(256)  # tables of labels plus one, to and from; see transform()
+        self._shifted = ((np.where(values == VOID, void_label, values) + 1) % 256).astype(np.uint8)
         self._from_shifted = np.where((values >= 1) & (values <= num_classes), values - 1, VOID).astype(np.uint8)
 
     def __call__(
@@ -232,7 +230,10 @@ class Pipeline:
         self.compose.set_random_state(np.random.default_rng(seeds[0]), random.Random(int(seeds[1])))
         if mask is None:
             return {"image": _channels_first(self.compose(image=image)["image"])}
-        transformed = self.compose(image=image, mask=cv2.LUT(mask, self._to_shifted))
+        # By default transforms fill new mask pixels with 0, which is background. In labels shifted by one (255 wraps
+        # around to 0) 0 is void.
+        shifted = mask + np.uint8(1) if self.void_label == VOID else cv2.LUT(mask, self._shifted)
+        transformed = self.compose(image=image, mask=shifted)
         labels = cv2.LUT(np.ascontiguousarray(transformed["mask"], dtype=np.uint8), self._from_shifted)
         return {"image": _channels_first(transformed["image"]), "mask": torch.from_numpy(labels)}
 
