@@ -58,7 +58,7 @@ def test_the_end_of_fit_prints_commands_that_work(run, monkeypatch, capsys):
     folder, _, printed = run
     monkeypatch.chdir(folder)
     commands = [line.split() for line in printed.splitlines() if line.startswith("  vocseg ")]
-    assert [command[1] for command in commands] == ["test", "predict"]
+    assert [command[1] for command in commands] == ["test", "predict", "report"]
     for command in commands:
         assert main([*command[1:], *QUIET]) == 0
 
@@ -563,7 +563,9 @@ def test_the_best_checkpoint_and_early_stopping_follow_the_monitored_score(monit
     assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == scores.index(best)
     assert f"{monitor} {best:.4f}" in out
     if monitor.startswith("val/"):
-        assert f"best epoch by {monitor} ({scores.index(best)})" in out  # the printed table is of the kept checkpoint
+        assert (
+            f"best epoch by {monitor} ({scores.index(best) + 1})" in out
+        )  # the printed table is of the kept checkpoint
     better = [b < a if "loss" in monitor else b > a for a, b in itertools.pairwise(scores)]
     assert len(scores) == 4 or not better[-1]  # it stops only where the score got worse
     assert yaml.safe_load((folder / "config.yaml").read_text())["checkpoint"]["mode"] == "auto"

@@ -90,6 +90,6 @@ def test_the_best_epoch_of_a_resumed_run_may_be_before_the_interruption(capsys):
     before, resumed, better = ResultTable(), ResultTable(), ResultTable()
     train(before, epoch=3, label_of_a=1)
     resumed.load_state_dict(before.state_dict())
-    assert train(resumed, epoch=4, label_of_a=0) == "Best epoch 3, val/miou 0.7500: before the interruption.\n"
+    assert train(resumed, epoch=4, label_of_a=0) == "Best epoch 4, val/miou 0.7500: before the interruption.\n"
     better.load_state_dict({"epoch": 0, "miou": 0.1})
-    assert "Validation, best epoch by val/miou (4)" in train(better, epoch=4, label_of_a=1)
+    assert "Validation, best epoch by val/miou (5)" in train(better, epoch=4, label_of_a=1)

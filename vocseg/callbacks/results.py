@@ -70,10 +70,10 @@ class ResultTable(L.Callback):
                 trainer,
                 pl_module,
                 self._best_result,
-                f"Validation, best epoch by {self.monitor} ({self._best['epoch']})",
+                f"Validation, best epoch by {self.monitor} ({self._best['epoch'] + 1:.0f})",
             )
         else:
-            best = f"Best epoch {self._best['epoch']:.0f}, {self.monitor} {self._best['score']:.4f}"
+            best = f"Best epoch {self._best['epoch'] + 1:.0f}, {self.monitor} {self._best['score']:.4f}"
             print(f"{best}: before the interruption.")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
