@@ -96,6 +96,16 @@ def test_flags_alone_give_a_run_for_each_combination():
     assert dict(plan.settings[0].options)["inference.scales"] == "[0.75, 1]"
 
 
+def test_a_component_comes_before_its_settings(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        "{runs: {a: {config: mobilenet, set: {model.backbone: Timm}}}, set: {model.backbone.weights: null}}"
+    )
+    options = read_plan(str(file), sets=["model.backbone.name=resnet18"]).settings[0].options
+    expected = [("model.backbone", "Timm"), ("model.backbone.weights", "null"), ("model.backbone.name", "resnet18")]
+    assert options == expected
+
+
 def test_settings_with_one_last_word_keep_more_of_their_names():
     plan = read_plan(configs=["mobilenet"], sets=["model.backbone.width=1,2", "model.decoder.width=3,4"])
     assert plan.settings[0].name == "backbone.width=1-decoder.width=3"
@@ -128,7 +138,7 @@ MISTAKES = {
     "runs: [1]": "my.yaml: runs must map names to configs",
     "seeds: [0]": "my.yaml: there is nothing to run",
     "runs: {a: []}": "my.yaml: run 'a': config must be",
-    "runs: {a/b: focal}": "my.yaml: the name of run becomes a folder's",
+    "runs: {a/b: focal}": "my.yaml: the name of run may have only letters",
     "{runs: [focal], seeds: []}": "my.yaml: seeds must be different integers",
     "{runs: [focal], seeds: [0, 0]}": "my.yaml: seeds must be different integers",
     "{runs: [focal], seeds: [-1]}": "my.yaml: seeds must be different integers",
@@ -163,7 +173,7 @@ FLAGS = {
     ("--config", "focal", "--set", "data.batch_size="): "give a setting and its values",
     ("--config", "focal", "--seeds", "x"): "argument --seeds: invalid int value: 'x'",
     ("--config", "focal", "--test", "maybe"): "must be true or false, got 'maybe'",
-    ("--config", "focal", "--name", "a/b"): "the name of the sweep becomes a folder's",
+    ("--config", "focal", "--name", "a/b"): "the name of the sweep may have only letters",
     ("--config", "focal", "--nam"): "There is no option --nam. Did you mean 'name'?",
     ("--config", "focal", "--data.root"): "--data.root needs a value",
     ("--config", "focal", "--data.batchsize", "3"): "run 'focal': There is no option 'data.batchsize'.",

@@ -367,8 +367,10 @@ def _product(
                 parts.append(f"{short}={_short(value)}")
         later = [*chosen, *extra]
         overridden = {key for key, _ in later if not key.endswith("+")}
-        options = [pair for pair in setting.options if pair[0] not in overridden]
-        settings.append(Setting("-".join(parts), setting.configs, [*options, *later]))
+        options = [pair for pair in setting.options if pair[0] not in overridden] + later
+        # a component before its settings: model.backbone, then model.backbone.width
+        options.sort(key=lambda pair: pair[0].count("."))
+        settings.append(Setting("-".join(parts), setting.configs, options))
     return settings
 
 
@@ -393,7 +395,7 @@ def _check_settings(settings: Sequence[Setting], where: str) -> None:
 
 def _check_name(name: str, what: str) -> None:
     if not re.fullmatch(r"\w[\w.+=-]*", name):
-        raise VocsegError(f"{what} becomes a folder's: only letters, digits and . _ + = - may be in it; got {name!r}")
+        raise VocsegError(f"{what} may have only letters, digits and . _ + = -, since a folder has it; got {name!r}")
 
 
 def _seeds(seeds: Any, where: str) -> list[int]:
