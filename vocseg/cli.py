@@ -98,8 +98,8 @@ def _dispatch(command: str, args: list[str]) -> None:
 def _report(args: list[str]) -> None:
     parser = ArgumentParser(
         prog="vocseg report",
-        description="Writes one self-contained HTML page: scores with intervals, confusion matrix, curves, the best, the "
-        "worst and the most surprising test images, and a comparison of several runs. Trains nothing.",
+        description="Writes one self-contained HTML page: scores with intervals, confusion matrix, curves, the best, "
+        "the worst and the most surprising test images, and a comparison of several runs. Trains nothing.",
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run's folder, or an experiment's name: its newest run"
