@@ -87,7 +87,8 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         VocsegError: a mistake in the options, configs, data or checkpoint.
     """
     _silence()
-    _log_above_the_bar()
+    if sys.stderr.isatty():
+        _log_above_the_bar()
     atexit.register(_end_process_group)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
