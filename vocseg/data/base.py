@@ -258,6 +258,12 @@ class SegmentationDataModule(L.LightningDataModule):
         """Returns the prediction batches in the order of the sorted paths."""
         return self._build_loader("predict", DataLoader)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves indices and sizes on the CPU: to read each from a device, the CPU would wait for it."""
+        kept = {name: batch[name] for name in ("index", "input_size", "original_size") if name in batch}
+        moved = {name: value for name, value in batch.items() if name not in kept}
+        return {**super().transfer_batch_to_device(moved, device, dataloader_idx), **kept}
+
     def state_dict(self) -> dict[str, int]:
         """Returns the training loader's position, with which a checkpoint can resume inside an epoch."""
         return self._train_loader.state_dict() if self._train_loader is not None else {}
