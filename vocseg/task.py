@@ -21,7 +21,7 @@ from vocseg.components import SavesInitArgs, class_path_of, plain, to_config
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.decoders import Decoder
 from vocseg.errors import VocsegError
-from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map
+from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map, without_padding
 from vocseg.initialization import checkpoint_of, start_from
 from vocseg.losses import Loss, inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
@@ -482,12 +482,11 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         by_position = range(first * world + rank, (first + len(image)) * world + rank, world)  # as samplers deal them
         logits: list[Any] = [None] * len(image)
         for indices, part in batch_logits(self.infer, image, extras.get("input_size")):
-            height, width = part.shape[-2:]
-            metric.update_loss(*loss_totals(self.loss, part, mask[indices, :height, :width]))
+            metric.update_loss(*loss_totals(self.loss, part, without_padding(mask, indices, part.shape[-2:])))
             for index, scores in zip(indices, part, strict=True):
                 logits[index] = scores
         labels = [label_map(scores, target.shape[-2:]) for scores, target in zip(logits, targets, strict=True)]
-        indices = [int(index) for index in extras.get("index", by_position)]
+        indices = torch.as_tensor(extras.get("index", by_position)).tolist()
         metric.update(labels, list(targets), indices)
         return {"index": indices, "labels": labels, "logits": logits}
 

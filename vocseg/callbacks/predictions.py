@@ -19,6 +19,7 @@ from vocseg.callbacks.base import (
     owned_test_files,
     run_folder_of,
     test_samples_of,
+    to_arrays,
 )
 from vocseg.data.files import ImageReader
 from vocseg.data.lists import expand
@@ -104,8 +105,11 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Writes one batch."""
         self.unreadable += batch["unreadable"]
-        for path, predicted in zip(batch["path"], prediction, strict=True):
-            self._write(path, predicted, class_names_of(pl_module))
+        # probabilities one image at a time: a second copy of a whole batch may not fit into the device's memory
+        probabilities = prediction if self.probabilities else [None] * len(prediction)
+        maps = to_arrays([each.argmax(0) for each in prediction] if self.probabilities else prediction)
+        for path, labels, scores in zip(batch["path"], maps, probabilities, strict=True):
+            self._write(path, labels, scores, class_names_of(pl_module))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Collects the other processes' results; rank 0 writes the pages."""
@@ -136,15 +140,14 @@ class PredictionWriter(BasePredictionWriter):
             files |= {f"thumbnail {kind}": path for kind, path in thumbnail_paths(self.folder, name).items()}
         return files
 
-    def _write(self, path: str, predicted: Tensor, class_names: Sequence[str]) -> None:
+    def _write(self, path: str, labels: np.ndarray, probabilities: Tensor | None, class_names: Sequence[str]) -> None:
         name = self._names[Path(path)]
         files = self._files(name)
         self.written[name] = path
-        labels = (predicted.argmax(0) if self.probabilities else predicted).cpu().numpy().astype(np.uint8)
         write_mask(files["mask"], labels, self._owned.write)
-        if self.probabilities:
+        if probabilities is not None:
             arrays = {
-                "probabilities": predicted.cpu().numpy().astype(np.float16),
+                "probabilities": probabilities.cpu().numpy().astype(np.float16),
                 "class_names": np.array(list(class_names)),
             }
             self._owned.write(
@@ -213,8 +216,8 @@ class TestMasks(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes one batch's."""
-        for index, labels in labelled_images(outputs) if self._paths else ():
-            write_mask(self._paths[index], labels.cpu().numpy(), self._owned.write)
+        for index, _, labels in labelled_images(outputs) if self._paths else ():
+            write_mask(self._paths[index], labels, self._owned.write)
 
 
 def _relative_names(paths: Iterable[Path], given: Any) -> list[tuple[str, Path]]:

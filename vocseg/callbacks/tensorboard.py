@@ -114,11 +114,9 @@ class MaskPreviews(DrawingCallback):
             return
         if self._wanted is None:
             self._wanted = self._choose(trainer)
-        for position, (index, labels) in enumerate(labelled_images(outputs)):
-            if index in self._wanted:
-                prediction = labels.cpu().numpy().astype(np.uint8)
-                image, truth = _image_and_truth(trainer, batch, position, index)
-                self._drawn[index] = (image, truth, prediction)
+        for index, position, prediction in labelled_images(outputs, self._wanted):
+            image, truth = _image_and_truth(trainer, batch, position, index)
+            self._drawn[index] = (image, truth, prediction)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws them."""

@@ -280,6 +280,14 @@ class SegmentationDataModule(L.LightningDataModule):
         is_ours = isinstance(batch, dict) and isinstance(batch.get("image"), Tensor)
         return normalise_batch(batch) if is_ours else batch
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves indices and sizes on the CPU: to read each from a device, the CPU would wait for it."""
+        if not isinstance(batch, dict):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        kept = {name: batch[name] for name in ("index", "input_size", "original_size") if name in batch}
+        moved = {name: value for name, value in batch.items() if name not in kept}
+        return {**super().transfer_batch_to_device(moved, device, dataloader_idx), **kept}
+
     def state_dict(self) -> dict[str, int]:
         """Returns the training loader's position, with which a checkpoint can resume inside an epoch."""
         return self._train_loader.state_dict() if self._train_loader is not None else {}
