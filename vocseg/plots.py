@@ -244,7 +244,9 @@ def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], t
         class_names: C names.
         title: title of the figure.
     """
-    figure, axes = _subplots((5, 1.2 + 0.22 * len(class_names)))
+    height, label = 1.2 + 0.22 * len(class_names), 0.2 + 0.075 * max(map(len, class_names), default=0)
+    figure, axes = _subplots((5, height), layout=None)  # see confusion_figure
+    axes.set_position((label / 5, 0.5 / height, (4.8 - label) / 5, 1 - 0.9 / height))
     thickness = 0.8 / len(iou)
     for number, (name, values) in enumerate(iou.items()):
         positions = np.arange(len(class_names)) + (number - (len(iou) - 1) / 2) * thickness
@@ -252,8 +254,9 @@ def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], t
         if len(iou) == 1:
             axes.bar_label(bars, ["" if value != value else f"{value:.2f}" for value in values], fontsize=7, padding=2)
     axes.set_yticks(range(len(class_names)), class_names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="IoU", title=title)
+    axes.set(xlim=(0, 1), ylim=(len(class_names) - 0.5, -0.5), xlabel="IoU")
+    axes.set_title(title, y=1 + 0.1 / (height - 0.9))
+    axes.xaxis.set_label_coords(0.5, -0.35 / (height - 0.9))
     if len(iou) > 1:
         axes.legend(fontsize=8)
     return figure

@@ -256,8 +256,10 @@ def _comparison(runs: Sequence[Run]) -> list[str]:
     tested = [(label, run) for label, run in named if "test" in run.scores]
     first = tested[0] if tested else None
     rows = [_summary(label, run, first) for label, run in named]
-    body = [f'<div class="wide">{pages.table(_SUMMARY, rows)}</div>']
-    if first is not None and any(row[-1] for row in rows):
+    compared = first is not None and any(row[-1] for row in rows)
+    columns = len(_SUMMARY) if compared else -1
+    body = [f'<div class="wide">{pages.table(_SUMMARY[:columns], [row[:columns] for row in rows])}</div>']
+    if first is not None and compared:
         body.append(
             f'<p class="note">The difference is to {pages.text(first[0])}, on the same resamples of the test images '
             "(paired bootstrap, 95 % interval). An interval without 0 is a difference beyond the choice of images.</p>"
@@ -270,8 +272,8 @@ def _comparison(runs: Sequence[Run]) -> list[str]:
     if len({tuple(run.class_names) for _, run in tested}) > 1:
         body.append(_problem("The runs have different classes: their IoUs cannot be compared."))
     elif len(tested) > 1:
-        columns = [_iou(run) for _, run in tested]
-        table = [(name, *map(number, values)) for name, *values in zip(tested[0][1].class_names, *columns, strict=True)]
+        iou = [_iou(run) for _, run in tested]
+        table = [(name, *map(number, values)) for name, *values in zip(tested[0][1].class_names, *iou, strict=True)]
         head = ("class", *(label for label, _ in tested))
         body += ["<h2>IoU by class</h2>", f'<div class="wide">{pages.table(head, table)}</div>']
     return body
@@ -279,7 +281,7 @@ def _comparison(runs: Sequence[Run]) -> list[str]:
 
 _SUMMARY = (
     *("run", "epochs", "best epoch", "val mIoU", "test mIoU", "95 % interval", "pixel accuracy"),
-    *("mean class accuracy", "all background, mIoU", "difference of mIoU"),
+    *("class accuracy", "all background", "difference of mIoU"),
 )
 
 
