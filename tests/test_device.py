@@ -89,7 +89,7 @@ def batches(voc_root):
 
     def on(role, device):
         loader = data.val_dataloader() if role == "val" else data.predict_dataloader()
-        return data.transfer_batch_to_device(next(iter(loader)), device, 0)
+        return data.on_after_batch_transfer(data.transfer_batch_to_device(next(iter(loader)), device, 0), 0)
 
     return on
 
