@@ -55,14 +55,68 @@ def test_the_labels_of_a_large_image_do_not_depend_on_how_many_classes_are_resiz
     whole = label_map(logits, (90, 130))
     assert torch.equal(whole, resize(logits[None], (90, 130))[0].argmax(0))
     for at_once in (1, 4):
-        monkeypatch.setattr(inference, "LOGITS_AT_ONCE", at_once * 90 * 130)
+        monkeypatch.setattr(inference, "LOGITS_IN_CACHE", at_once * 90 * 130)
         assert torch.equal(label_map(logits, (90, 130)), whole)
 
 
 def test_the_lowest_of_equally_likely_classes_is_the_label(monkeypatch):
     logits = torch.zeros(5, 4, 4)
-    monkeypatch.setattr(inference, "LOGITS_AT_ONCE", 2 * 16)
+    monkeypatch.setattr(inference, "LOGITS_IN_CACHE", 2 * 16)
     assert torch.equal(label_map(logits, (4, 4)), torch.zeros(4, 4, dtype=torch.int64))
+
+
+def blobs(classes, occurring, size):
+    """Logits as of a trained network: in large parts of the image most classes are far below the best."""
+    generator = torch.Generator().manual_seed(occurring)
+    coarse = torch.randn(1, classes, 5, 5, generator=generator)
+    coarse[:, torch.randperm(classes, generator=generator)[occurring:]] -= 6
+    return nn.functional.interpolate(coarse, size, mode="bicubic")[0]
+
+
+@pytest.mark.parametrize("size", [(224, 224), (61, 83), (7, 1), (8, 40)], ids=str)
+@pytest.mark.parametrize("target", [(375, 500), (140, 131), (30, 41)], ids=str)
+def test_only_classes_that_occur_are_resized_and_the_labels_are_those_of_all(size, target, monkeypatch):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for occurring in (1, 2, 3, 8, 21):
+            logits = blobs(21, occurring, size)[None].contiguous(memory_format=layout)[0]
+            expected = resize(logits[None].contiguous(), target)[0].argmax(0)
+            resized = []
+            with monkeypatch.context() as patch:
+                patch.setattr(inference, "resize", lambda part, to: resized.append(part.shape[1]) or resize(part, to))  # noqa: B023
+                labels = label_map(logits, target)
+            assert labels.dtype == torch.int64
+            assert torch.equal(labels, expected)
+            assert sum(resized) < 4 + 2 * occurring or target == (30, 41)
+
+
+@pytest.mark.parametrize("classes", [3, 4, 7, 8, 24, 150])
+@pytest.mark.parametrize("most", [0, 1, 3, 4, 7, 21, 200])
+def test_no_three_of_many_classes_are_resized_at_once(classes, most):
+    at_once = inference._at_once(classes, most)
+    sizes = [min(at_once, classes - first) for first in range(0, classes, at_once)]
+    assert 3 not in sizes or classes == 3
+    assert max(sizes) <= max(most, 1) or classes == 3
+
+
+def test_three_of_four_classes_are_told_apart():
+    logits = blobs(4, 3, (61, 83))
+    assert torch.equal(label_map(logits, (140, 131)), resize(logits[None], (140, 131))[0].argmax(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_labels_of_half_precision_logits_are_those_of_resize_and_argmax(dtype):
+    for occurring in (3, 21):
+        logits = blobs(21, occurring, (61, 83)).to(dtype)
+        assert torch.equal(label_map(logits, (90, 131)), resize(logits[None], (90, 131))[0].argmax(0))
+
+
+def test_logits_that_are_not_finite_exclude_no_class():
+    logits = blobs(5, 2, (40, 40))
+    logits[1, 20, 20] = float("inf")
+    logits[3, 5, 5] = float("-inf")
+    assert torch.equal(label_map(logits, (60, 60)), resize(logits[None], (60, 60))[0].max(0).indices)
+    logits[:] = float("nan")
+    assert not label_map(logits, (60, 60)).any()
 
 
 def test_logits_of_no_class_have_no_label():
@@ -279,7 +333,7 @@ def test_the_command_line_sets_it_and_the_result_says_so(fit_flags, voc_root, vo
     title = "Test (scales 0.75, 1, flip, windows of 40, overlap 0.5): 4 images"
     assert title in " ".join(out.split())
     scores = json.loads((folder / "test.json").read_text())
-    assert scores["inference"] == {"scales": [0.75, 1.0], "flip": True, "window": 40, "overlap": 0.5}
+    assert scores["inference"] == {"scales": [0.75, 1.0], "flip": True, "window": 40, "overlap": 0.5, "fold": False}
     assert plain["inference"]["window"] is None
     assert scores["loss"] != plain["loss"]
     assert "Validation (scales 0.75, 1, flip" in vocseg("validate", "--ckpt_path", checkpoint, *flags)[1]

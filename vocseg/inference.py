@@ -18,6 +18,10 @@ LOGITS_AT_ONCE = 64_000_000
 LOGITS_IN_CACHE = 4_000_000
 """The same on a CPU: 16 MB, which its cache holds."""
 
+SMALLEST_PRUNED = 2**14
+"""Pixels of a label map from which on :func:`label_map` leaves classes out. Of smaller maps torch's rounding depends on
+the number of classes."""
+
 TILE = 8
 """Side in pixels of the squares in which :func:`label_map` compares classes before it resizes them."""
 
@@ -38,18 +42,25 @@ class Inference(SavesInitArgs):
         window: side of the square windows in pixels, of the resized image; None: the whole image. An image that fits
             into one window is not divided.
         overlap: least share of a window that the next one covers again, from 0 to below 1.
+        fold: fold batch norm into the convolutions before it (see :mod:`vocseg.folding`): faster, with other rounding.
+            The task does so.
 
     Raises:
         VocsegError: a value is out of its range.
     """
 
     def __init__(
-        self, scales: Sequence[float] = (1.0,), flip: bool = False, window: int | None = None, overlap: float = 0.5
+        self,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: int | None = None,
+        overlap: float = 0.5,
+        fold: bool = False,
     ) -> None:
         if isinstance(scales, int | float | str):
             raise VocsegError(f"inference.scales must be a list of numbers; got {scales!r}.")
         self.scales = [float(scale) for scale in scales]
-        self.flip, self.window, self.overlap = flip, window, overlap
+        self.flip, self.window, self.overlap, self.fold = flip, window, overlap, fold
         if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
             raise VocsegError(f"inference.scales must be positive numbers, at least one; got {self.scales}.")
         if window is not None and window <= 0:
@@ -60,12 +71,13 @@ class Inference(SavesInitArgs):
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments as plain values."""
-        return {"scales": self.scales, "flip": self.flip, "window": self.window, "overlap": self.overlap}
+        names = ("scales", "flip", "window", "overlap", "fold")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def is_plain(self) -> bool:
         """Whether the network is simply called."""
-        return self.scales == [1.0] and not self.flip and self.window is None
+        return self.scales == [1.0] and not self.flip and self.window is None and not self.fold
 
     @torch.no_grad()
     def __call__(self, network: Callable[[Tensor], Tensor], image: Tensor, stride: int = 1) -> Tensor:
@@ -139,6 +151,8 @@ def describe_inference(settings: Mapping[str, Any]) -> str:
         words.append("flip")
     if settings.get("window") is not None:
         words.append(f"windows of {settings['window']}, overlap {settings.get('overlap')}")
+    if settings.get("fold"):
+        words.append("batch norm folded")
     return ", ".join(words)
 
 
@@ -204,13 +218,14 @@ def label_map(logits: Tensor, size: Sequence[int]) -> Tensor:
     if not len(logits):
         raise ValueError("Logits of no class have no label.")
     on_cpu = logits.device.type == "cpu"
-    classes = _possible_classes(logits) if on_cpu else torch.arange(len(logits), device=logits.device)
-    if len(classes) == 1:
-        return torch.full((height, width), int(classes[0]) if on_cpu else 0, device=logits.device)
-    pruned = len(classes) < len(logits)
-    if pruned:
-        logits = logits[classes]
-    at_once = max((LOGITS_IN_CACHE if on_cpu else LOGITS_AT_ONCE) // (height * width), 1)
+    classes = None
+    if on_cpu and len(logits) > 3 and logits.dtype == torch.float32 and height * width >= SMALLEST_PRUNED:
+        possible = _possible_classes(logits)
+        if len(possible) == 1:
+            return possible.expand(height, width).contiguous()
+        if len(possible) < len(logits):
+            classes, logits = possible, logits[possible]
+    at_once = _at_once(len(logits), (LOGITS_IN_CACHE if on_cpu else LOGITS_AT_ONCE) // (height * width))
     small = torch.uint8 if len(logits) <= 256 else torch.int64  # at 6000x4000 each int64 map takes 192 MB
     best = labels = None
     for first in range(0, len(logits), at_once):
@@ -223,7 +238,7 @@ def label_map(logits: Tensor, size: Sequence[int]) -> Tensor:
             torch.where(values > best, found, labels, out=labels)
             torch.maximum(best, values, out=best)
     assert labels is not None
-    return classes[labels.long()] if pruned else labels.long()
+    return labels.long() if classes is None else classes[labels.long()]
 
 
 def _possible_classes(logits: Tensor) -> Tensor:
@@ -241,7 +256,22 @@ def _possible_classes(logits: Tensor) -> Tensor:
     highest, lowest = F.max_pool2d(highest, regions, 1)[0], -F.max_pool2d(-lowest, regions, 1)[0]
     rounding = 16 * torch.finfo(logits.dtype).eps * torch.maximum(highest.abs().amax(), lowest.abs().amax())
     below = highest < lowest.amax(0) - rounding  # never with NaN or infinity
-    return (~below).flatten(1).any(1).nonzero()[:, 0]
+    possible = (~below).flatten(1).any(1).nonzero()[:, 0]
+    return torch.cat([possible, possible[-1:]]) if len(possible) == 3 else possible  # see _at_once
+
+
+def _at_once(classes: int, most: int) -> int:
+    """How many classes to resize at a time.
+
+    Not 3, nor 3 at the end, of more: torch resizes 3 channels, which an image has, by another kernel on CPUs. Its
+    rounding is another one, and so a label could depend on how the classes are divided.
+    """
+    at_once = max(most, 1)
+    if classes <= max(at_once, 3):
+        return classes
+    while at_once > 1 and (at_once == 3 or classes % at_once == 3):
+        at_once -= 1
+    return at_once
 
 
 def _tiles(logits: Tensor, extreme: Callable[..., Tensor]) -> Tensor:

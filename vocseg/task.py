@@ -21,6 +21,7 @@ from vocseg.components import SavesInitArgs, class_path_of, plain, to_config
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.decoders import Decoder
 from vocseg.errors import VocsegError
+from vocseg.folding import Folding
 from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map, without_padding
 from vocseg.initialization import checkpoint_of, start_from
 from vocseg.losses import Loss, inverse_frequency, loss_totals
@@ -143,6 +144,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         )
         self.results: dict[str, Result] = {}
         self.inference = Inference()
+        self._folding = Folding()
         self.predict_probabilities = False
         self._data_settings: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
@@ -227,9 +229,11 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             float32 [B, C, H, W].
 
         Raises:
-            VocsegError: the window is smaller than the network's stride.
+            VocsegError: the window is smaller than the network's stride, or batch norm cannot be folded.
         """
-        return self.inference(self, image, self.network.stride)
+        folds = self.inference.fold and not self.training
+        network = self._folding(self.network, image) if folds else self
+        return self.inference(network, image, self.network.stride)
 
     def setup(self, stage: str) -> None:
         """Remembers how the data module prepares images, for :meth:`segment`; gives the parts their trainer."""
@@ -298,14 +302,17 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Resets the validation metric: an earlier validation may have been interrupted."""
+        self._folding.clear()  # callbacks may have replaced the weights by their average
         self._metric("val").reset()
 
     def on_test_epoch_start(self) -> None:
         """Resets the test metric."""
+        self._folding.clear()
         self._metric("test").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/...``; a schedule that follows a score takes its step."""
+        self._folding.clear()
         scores = self._log_result("val")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             for configuration in self.trainer.lr_scheduler_configs:

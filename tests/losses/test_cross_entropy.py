@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vocseg import VocsegError
 from vocseg.losses import CrossEntropy, FocalLoss, OHEMCrossEntropy, inverse_frequency
@@ -25,6 +26,50 @@ def test_cross_entropy_of_only_void_is_zero_with_zero_gradients():
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+LOSSES = [
+    CrossEntropy(),
+    CrossEntropy([0.5, 1, 2, 0, 1], label_smoothing=0.1),
+    FocalLoss(),
+    OHEMCrossEntropy(),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_values_and_gradients_do_not_depend_on_the_memory_format_or_the_batch(loss):
+    logits, mask = torch.randn(3, 5, 7, 9), torch.randint(0, 5, (3, 7, 9))
+    mask[0, :3] = 255
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid_out = logits.contiguous(memory_format=layout).detach().requires_grad_()
+        value = loss(laid_out, mask)
+        value.backward()
+        results.append((value.detach(), laid_out.grad))
+        results.append((loss(laid_out.detach(), mask), laid_out.grad))  # image by image
+    for value, gradient in results[1:]:
+        assert torch.allclose(value, results[0][0], rtol=1e-6)
+        assert torch.allclose(gradient, results[0][1], atol=1e-7)
+
+
+class Reductions(TorchDispatchMode):
+    """Lists how torch's losses over 4-D logits are reduced: 0 is not at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.nll_loss2d_forward:
+            self.seen.append(args[3])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_no_sum_is_asked_of_the_kernel_that_is_not_deterministic_on_cuda(loss):
+    with Reductions() as reductions:
+        loss(torch.randn(2, 5, 4, 4), torch.randint(0, 5, (2, 4, 4)))
+    assert set(reductions.seen) == {0}
 
 
 @pytest.fixture
