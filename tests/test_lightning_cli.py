@@ -60,7 +60,7 @@ def test_the_end_of_fit_prints_commands_that_work(run, monkeypatch, capsys):
     commands = [line.split() for line in printed.splitlines() if line.startswith("  vocseg ")]
     assert [command[1] for command in commands] == ["test", "predict", "report"]
     for command in commands:
-        assert main([*command[1:], *(QUIET if command[1] != "report" else ())]) == 0
+        assert main([*command[1:], *(QUIET if command[1] != "report" else [])]) == 0
 
 
 def test_validate_reproduces_the_fit(run, vocseg, capsys):

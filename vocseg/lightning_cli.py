@@ -87,8 +87,6 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         VocsegError: a mistake in the options, configs, data or checkpoint.
     """
     _silence()
-    if sys.stderr.isatty():
-        _log_above_the_bar()
     atexit.register(_end_process_group)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
@@ -150,25 +148,6 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     # all that vocseg logs is logged per epoch, whatever the interval
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-
-
-def _log_above_the_bar() -> None:
-    """Lets Lightning log to the current ``sys.stderr``, which a progress bar replaces to print above itself.
-
-    Lightning's own handlers keep that of its import: their lines would break the bar.
-    """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            if type(handler) is logging.StreamHandler:
-                handler.setStream(_CurrentStderr())
-
-
-class _CurrentStderr:
-    def write(self, text: str) -> None:
-        sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
 
 
 class VocsegCLI(LightningCLI):

@@ -1,3 +1,5 @@
+import logging
+
 import lightning as L
 import pytest
 import torch
@@ -9,11 +11,16 @@ from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
 from vocseg.callbacks import EpochBar, LineProgress, PartsSummary
 
 
+def streams():
+    return [getattr(handler, "stream", None) for handler in logging.getLogger("lightning.pytorch").handlers]
+
+
 class AtFitEnd(L.Callback):
     """Notes whether the bar is still drawn when the callbacks print their results."""
 
     def on_fit_end(self, trainer, pl_module):
         self.drawn = trainer.progress_bar_callback.progress.live.is_started
+        self.streams = streams()
         self.metrics = trainer.progress_bar_callback.get_metrics(trainer, pl_module)
 
 
@@ -35,6 +42,15 @@ def fit(folder, callbacks, bar=True, freeze=False):
     return task
 
 
+def test_messages_while_the_bar_is_drawn_go_through_it(tmp_path, capsys):
+    class Message(L.Callback):
+        def on_train_batch_end(self, *args):
+            logging.getLogger("lightning.pytorch").info("a message")
+
+    fit(tmp_path, [EpochBar(), PartsSummary(), Message()])
+    assert "a message" in capsys.readouterr().err  # not in the stream of the handlers, which pytest's is not
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_bar_counts_epochs_from_1_and_fits_into_the_terminal(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -51,9 +67,10 @@ def test_the_bar_counts_epochs_from_1_and_fits_into_the_terminal(columns, monkey
 
 
 def test_the_bar_is_at_its_end_before_the_results_are_printed(tmp_path):
-    at_end = AtFitEnd()
+    at_end, before = AtFitEnd(), streams()
     fit(tmp_path, [EpochBar(), PartsSummary(), at_end])
     assert at_end.drawn is False
+    assert at_end.streams == before
     assert "v_num" not in at_end.metrics
     assert "val/miou" in at_end.metrics
 

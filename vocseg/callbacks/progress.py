@@ -1,8 +1,11 @@
 """Progress of a run: the bar in a terminal, and lines where no bar can be drawn. Both count epochs from 1."""
 
+import logging
 import re
 import shutil
+import sys
 import time
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -16,7 +19,31 @@ NARROW = 100
 
 
 class EpochBar(RichProgressBar):
-    """Lightning's bar, which counts epochs from 1 and is at its end before the table of scores is printed."""
+    """Lightning's bar, which counts epochs from 1 and is at its end before the table of scores is printed.
+
+    While it is drawn, Lightning logs to the current ``sys.stderr``, which the bar replaces to print above itself.
+    Lightning's own handlers keep that of its import: their lines would break the bar.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Lets the handlers follow ``sys.stderr``."""
+        super().setup(trainer, pl_module, stage)
+        self._restore = [
+            partial(handler.setStream, handler.setStream(_CurrentStderr()))
+            for name in ("lightning.pytorch", "lightning.fabric")
+            for handler in logging.getLogger(name).handlers
+            if type(handler) is logging.StreamHandler
+        ]
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Ends the bar."""
+        super().teardown(trainer, pl_module, stage)
+        while self._restore:
+            self._restore.pop()()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ends the bar."""
+        self.teardown(trainer, pl_module, "")
 
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:
         """Lightning's columns with another first one; in a narrow terminal a short bar, and no steps per second."""
@@ -46,6 +73,14 @@ class EpochBar(RichProgressBar):
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "validate":
             self.teardown(trainer, pl_module, "validate")
+
+
+class _CurrentStderr:
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class _Description(ProgressColumn):
