@@ -14,7 +14,7 @@ from vocseg.errors import VocsegError
 
 _LARGE = 0.01
 """Share of the image from which a region gets its class's name."""
-_PLACING_SIDE = 512
+_PLACING_SIDE = 256
 """Longer side, in pixels, of the label map in which places for names are searched."""
 
 
