@@ -1,5 +1,6 @@
 """The files of a sweep: tables as Markdown, CSV and LaTeX, and one HTML page."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,8 +84,8 @@ def html(summary: Summary, command: str) -> str:
         body += [f"<h2>IoU of each class on {split}, mean over the seeds</h2>", *_classes(with_runs, split)]
     body += ["<h2>How it was run</h2>", f"<pre>{pages.text(command)}</pre>"]
     body += [f"<p>{pages.text(device)}</p>" for device in hardware(summary)]
-    words = [[line.setting.name, "vocseg fit " + " ".join(line.setting.words())] for line in summary.lines]
-    body += [_wide(pages.table(["setting", "command, without seed and name"], words))]
+    commands = [f"{line.setting.name}: vocseg fit {shlex.join(line.setting.words())}" for line in summary.lines]
+    body += [f"<p>Each setting, without seed and name:</p><pre>{pages.text(chr(10).join(commands))}</pre>"]
     runs = runs_rows(summary)
     shown = [index for index, name in enumerate(runs[0]) if name not in ("options", "error", "commit", "device")]
     body += [_wide(pages.table([runs[0][i] for i in shown], [[row[i] for i in shown] for row in runs[1:]]))]

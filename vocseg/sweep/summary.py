@@ -1,5 +1,6 @@
 """The tables of a sweep: mean and deviation over seeds, the best setting, differences from it; all from the records."""
 
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -212,7 +213,7 @@ def runs_rows(summary: Summary) -> list[list[Any]]:
         ["setting", "seed", *(f"{split}_{score}" for split, score in figures), *_FACTS, "options", "error"]
     ]
     for line in summary.lines:
-        options = " ".join(line.setting.words())
+        options = shlex.join(line.setting.words())
         for seed in summary.plan.seeds:
             run = line.runs.get(seed)
             if run is None:
