@@ -31,7 +31,7 @@ def check_record(record: Path, folder: Path, options: Sequence[str], *, in_proce
         in_process: train in this process.
 
     Returns:
-        :data:`TO_THE_BIT` (metrics, scores and confusion matrices are equal) or :data:`WITHIN` (each mIoU lies in the
+        ``TO_THE_BIT`` (metrics, scores and confusion matrices are equal) or ``WITHIN`` (each mIoU lies in the
         95 % interval of the record's).
 
     Raises:
