@@ -263,30 +263,26 @@ def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], t
 
 
 def ranges_figure(
-    names: Sequence[str], values: Mapping[str, Sequence[Sequence[float]]], xlabel: str, floor: Mapping[str, float]
+    values: Mapping[str, Sequence[float]], xlabel: str, title: str, floor: float | None = None
 ) -> "Figure":
-    """Plots the values of several settings, a plot per split: a bar for each mean, a dot for each run.
+    """Plots the values of several settings: a bar for each mean, a dot for each value.
 
     Args:
-        names: of the settings, from the top.
-        values: ``{split: the values of each setting}``.
-        xlabel: label of the horizontal axes.
-        floor: a value of each split to mark by a dotted line.
+        values: ``{setting: its values}``, from the top.
+        xlabel: label of the horizontal axis.
+        title: title of the figure.
+        floor: a value to mark by a dotted line.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * len(values) + 1, 1.1 + 0.32 * len(names)), layout="constrained")
-    plots = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
-    for axes, (split, of_settings) in zip(plots, values.items(), strict=True):
-        means = [float(np.mean(each)) if len(each) else 0.0 for each in of_settings]
-        axes.barh(range(len(names)), means, 0.6, color="tab:blue", alpha=0.35)
-        for row, each in enumerate(of_settings):
-            axes.plot(each, [row] * len(each), "o", color="tab:blue", markersize=4)
-        if split in floor:
-            axes.axvline(floor[split], color="grey", linewidth=1, linestyle=":")
-        axes.set(xlabel=xlabel, title=split, xlim=(0, None))
-    plots[0].set_yticks(range(len(names)), names)
-    plots[0].invert_yaxis()
+    figure, axes = _subplots((5, 1.1 + 0.32 * len(values)))
+    for row, each in enumerate(values.values()):
+        axes.barh(row, float(np.mean(each)), 0.6, color="tab:blue", alpha=0.35)
+        axes.plot(each, [row] * len(each), "o", color="tab:blue", markersize=4)
+    if floor is not None:
+        axes.axvline(floor, color="grey", linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(values)), [*values])
+    axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=6)
+    axes.set(xlabel=xlabel, title=title, xlim=(0, None))
     return figure
 
 

@@ -109,6 +109,7 @@ def test_a_component_comes_before_its_settings(tmp_path):
 def test_settings_with_one_last_word_keep_more_of_their_names():
     plan = read_plan(configs=["mobilenet"], sets=["model.backbone.width=1,2", "model.decoder.width=3,4"])
     assert plan.settings[0].name == "backbone.width=1-decoder.width=3"
+    assert read_plan(configs=["focal"], sets=["model.backbone.name=a,b"]).settings[1].name == "b"
 
 
 def test_the_digest_tells_what_changes_results(tmp_path):

@@ -59,6 +59,7 @@ def pair(short, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     (folder / "two.yaml").write_text(
         "runs: {good: quickstart, bad: {config: quickstart, set: {init_from: none.pth}}}\ntest: true\n"
+        "set: {trainer.limit_val_batches: 1}\n"  # which a check must know, too
     )
     words = ["sweep", "two.yaml", "--in_process", *short]
     before, out, err = os.getcwd(), io.StringIO(), io.StringIO()
@@ -83,7 +84,9 @@ def test_one_failing_run_stops_no_other_and_is_mended(pair, vocseg, monkeypatch)
     assert (records / "good-seed_0" / "test.npz").is_file()
     before = (records / "good-seed_0" / "record.json").stat().st_mtime_ns
 
-    (folder / "two.yaml").write_text("runs: {good: quickstart, bad: quickstart}\ntest: true\n")
+    (folder / "two.yaml").write_text(
+        "runs: {good: quickstart, bad: quickstart}\ntest: true\nset: {trainer.limit_val_batches: 1}\n"
+    )
     status, out, err = vocseg(*words)
     assert status == 0
     assert out.count("not run again") == 1

@@ -15,6 +15,9 @@ from vocseg.saving import write_json
 from vocseg.sweep.plan import Plan, Setting, begin_runs, check_words, read_options
 from vocseg.sweep.runner import execute, in_own_process, run_jobs
 
+_OF_SCORES = ("precision", "limit_val_batches", "limit_test_batches")
+"""Settings of the trainer that change scores, and that a checkpoint does not hold."""
+
 TO_THE_BIT, WITHIN, OUTSIDE = "to the bit", "within its interval", "not reproduced"
 
 
@@ -28,7 +31,7 @@ def check_record(record: Path, folder: Path, options: Sequence[str], *, in_proce
         in_process: train in this process.
 
     Returns:
-        :data:`TO_THE_BIT` (metrics, scores and confusion matrices are equal) or :data:`WITHIN` (each mIoU lies in the
+        ``TO_THE_BIT`` (metrics, scores and confusion matrices are equal) or ``WITHIN`` (each mIoU lies in the
         95 % interval of the record's).
 
     Raises:
@@ -45,9 +48,10 @@ def check_record(record: Path, folder: Path, options: Sequence[str], *, in_proce
         raise VocsegError(f"{record} was resumed with other settings (config_1.yaml): no single run reproduces it.")
     given = read_options(options)
     _check_paths(before.configs[0], {name for name, _ in given}, record)
-    precision = before.configs[0].get("trainer", {}).get("precision")
-    if precision is not None:  # as an option it holds for the scores, too
-        given = [("trainer.precision", str(precision)), *given]
+    trainer = before.configs[0].get("trainer", {})
+    # as options they hold for the scores, too
+    of_scores = {f"trainer.{name}": trainer.get(name) for name in _OF_SCORES}
+    given = [*((name, str(value)) for name, value in of_scores.items() if value is not None), *given]
     setting = Setting(record.name, [str(before.folder.config)], given)
     seed = int(before.facts.get("seed", before.configs[0].get("seed_everything", 0)))
     plan = Plan(f"check-{record.name}", folder, [setting], [seed], "test" in splits)
@@ -61,7 +65,7 @@ def check_record(record: Path, folder: Path, options: Sequence[str], *, in_proce
     write_json(folder / "check.json", {"record": str(record), "verdict": verdict, "found": found})
     print("\n".join(["", *found, f"{record.name}: {verdict}"]))
     if verdict == OUTSIDE:
-        raise VocsegError(f"{record.name} is not reproduced: a mIoU lies outside the record's 95 % interval.")
+        raise VocsegError(f"{record.name} is not reproduced, as the lines above say.")
     return verdict
 
 
@@ -92,16 +96,15 @@ def compare(before: Run, now: Run) -> tuple[str, list[str]]:
         elif old_matrices is None:
             within = False
             text += "; the record has no confusion matrices, and so no interval"
+        elif len(old_matrices) != len(matrices):
+            within = False
+            text += f"; of {len(old_matrices)} images in the record, {len(matrices)} now"
         else:
             low, high = bootstrap_interval(old_matrices)
-            inside = low <= miou <= high and len(old_matrices) == len(matrices)
-            within &= inside
-            text += f", {'inside' if inside else 'outside'} its 95 % interval {low:.4f} to {high:.4f}"
-            if len(old_matrices) == len(matrices):
-                low, high = bootstrap_interval(matrices, minus=old_matrices)
-                text += f"; difference {miou - old:+.4f}, paired interval {low:+.4f} to {high:+.4f}"
-            else:
-                text += f"; {len(matrices)} images instead of {len(old_matrices)}"
+            within &= low <= miou <= high
+            text += f", {'inside' if low <= miou <= high else 'outside'} its 95 % interval {low:.4f} to {high:.4f}"
+            low, high = bootstrap_interval(matrices, minus=old_matrices)
+            text += f"; difference {miou - old:+.4f}, paired interval {low:+.4f} to {high:+.4f}"
         found.append(text)
     return TO_THE_BIT if equal else WITHIN if within else OUTSIDE, found
 

@@ -61,6 +61,7 @@ def run_command(args: Sequence[str]) -> None:
         summary = summarise(plan, failed)
         page = write_files(summary, command)
     console = Console()
+    console = console if console.is_terminal else Console(width=120)
     console.print()
     console.print(terminal_table(summary, colours=console.is_terminal))
     print(f"\nPage    {page}\nTables  {plan.folder}/table.md, table.tex, settings.csv, runs.csv")

@@ -1,5 +1,6 @@
 """The files of a sweep: tables as Markdown, CSV and LaTeX, and one HTML page."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,8 +84,8 @@ def html(summary: Summary, command: str) -> str:
         body += [f"<h2>IoU of each class on {split}, mean over the seeds</h2>", *_classes(with_runs, split)]
     body += ["<h2>How it was run</h2>", f"<pre>{pages.text(command)}</pre>"]
     body += [f"<p>{pages.text(device)}</p>" for device in hardware(summary)]
-    words = [[line.setting.name, "vocseg fit " + " ".join(line.setting.words())] for line in summary.lines]
-    body += [_wide(pages.table(["setting", "command, without seed and name"], words))]
+    commands = [f"{line.setting.name}: vocseg fit {shlex.join(line.setting.words())}" for line in summary.lines]
+    body += [f"<p>Each setting, without seed and name:</p><pre>{pages.text(chr(10).join(commands))}</pre>"]
     runs = runs_rows(summary)
     shown = [index for index, name in enumerate(runs[0]) if name not in ("options", "error", "commit", "device")]
     body += [_wide(pages.table([runs[0][i] for i in shown], [[row[i] for i in shown] for row in runs[1:]]))]
@@ -101,20 +102,19 @@ def _sentence(summary: Summary) -> str:
     text = f"{count}. The best setting, chosen on val, is {best.setting.name}: mIoU {scores}"
     others = [line.differences.get("val") for line in summary.lines[1:] if line.runs]
     unclear = sum(1 for other in others if other is None or other.high >= 0)
-    if others:
-        text += (
-            f"; {unclear} of {len(others)} others may be as good: their interval on val includes 0" if unclear else ""
-        )
+    if unclear:
+        text += f"; {unclear} of {len(others)} others may be as good: their interval on val includes 0"
     return f"{text}."
 
 
 def _ranges(summary: Summary) -> list[str]:
     lines = [line for line in summary.lines if line.runs]
-    if not lines:
-        return []
-    splits = {split: [line.values(split) for line in lines] for split in summary.plan.splits}
-    figure = ranges_figure([line.setting.name for line in lines], splits, "mIoU", summary.floor)
-    return [pages.picture(as_array(figure), "Each dot is a run, each bar a mean; the dotted line is all background.")]
+    figures = []
+    for split in summary.plan.splits if lines else ():
+        values = {line.setting.name: line.values(split) for line in lines}
+        pixels = as_array(ranges_figure(values, "mIoU", split, summary.floor.get(split)))
+        figures.append(pages.picture(pixels, f"mIoU on {split}: a dot for each run; dotted: all background"))
+    return figures
 
 
 def _curves(lines: Sequence[Line]) -> np.ndarray:
@@ -133,7 +133,8 @@ def _classes(lines: Sequence[Line], split: str) -> list[str]:
         [name, *("-" if iou[key][index] != iou[key][index] else f"{iou[key][index]:.3f}" for key in iou)]
         for index, name in enumerate(class_names)
     ]
-    return [*picture, _wide(pages.table(["class", *iou], rows))]
+    table = _wide(pages.table(["class", *iou], rows))
+    return [*picture, f"<details open><summary>Figures</summary>{table}</details>"]
 
 
 def _class_means(line: Line, split: str, class_names: Sequence[str]) -> list[float]:
@@ -146,4 +147,4 @@ def _class_means(line: Line, split: str, class_names: Sequence[str]) -> list[flo
 
 def _wide(table: str) -> str:
     """A table that scrolls sideways where it is wider than the screen."""
-    return f'<div style="overflow-x: auto">{table}</div>'
+    return f'<div style="overflow-x: auto; white-space: nowrap">{table}</div>'

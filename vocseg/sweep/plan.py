@@ -364,7 +364,8 @@ def _product(
             if key in varying:
                 end = key.rpartition(".")[2]
                 short = end if ends[end] == 1 else ".".join(key.split(".")[-2:])
-                parts.append(f"{short}={_short(value)}")
+                # model.backbone.name: the value says enough
+                parts.append(_short(value) if short == "name" else f"{short}={_short(value)}")
         later = [*chosen, *extra]
         overridden = {key for key, _ in later if not key.endswith("+")}
         options = [pair for pair in setting.options if pair[0] not in overridden] + later

@@ -1,5 +1,6 @@
 """The tables of a sweep: mean and deviation over seeds, the best setting, differences from it; all from the records."""
 
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,20 +158,26 @@ def matrices_of(run: Run, split: str) -> ConfusionMatrices:
     return matrices
 
 
-def table_rows(summary: Summary) -> list[list[str]]:
-    """The table as cells, a heading first: the settings, then the all-background row."""
+def table_rows(summary: Summary, compared: Sequence[str] = ()) -> list[list[str]]:
+    """The table as cells, a heading first: the settings, then the all-background row.
+
+    Args:
+        summary: of the sweep.
+        compared: the splits whose differences are shown; default: all.
+    """
     plan = summary.plan
+    compared = compared or plan.splits
     several = len(plan.settings) > 1
     head = ["setting", "runs", *(f"{split} mIoU" for split in plan.splits)]
-    head += [f"{split}, minus best (95 %)" for split in plan.splits] if several else []
+    head += [f"{split}, minus best (95 %)" for split in compared] if several else []
     rows = [[*head, "minutes"]]
     for line in summary.lines:
         runs = f"{len(line.runs)}" if not line.errors else f"{len(line.runs)} of {len(plan.seeds)}"
         row = [line.setting.name, runs, *(line.text(split) for split in plan.splits)]
         if several and line is summary.best:
-            row += ["best"] + [""] * (len(plan.splits) - 1)
+            row += ["best"] + [""] * (len(compared) - 1)
         elif several:
-            row += [str(line.differences.get(split) or "-") for split in plan.splits]
+            row += [str(line.differences.get(split) or "-") for split in compared]
         minutes = [run.facts["minutes"] for run in line.runs.values()]
         rows.append([*row, f"{statistics.fmean(minutes):.1f}" if minutes else "-"])
     if summary.floor:
@@ -206,7 +213,7 @@ def runs_rows(summary: Summary) -> list[list[Any]]:
         ["setting", "seed", *(f"{split}_{score}" for split, score in figures), *_FACTS, "options", "error"]
     ]
     for line in summary.lines:
-        options = " ".join(line.setting.words())
+        options = shlex.join(line.setting.words())
         for seed in summary.plan.seeds:
             run = line.runs.get(seed)
             if run is None:
@@ -222,7 +229,7 @@ _FACTS = ("epochs", "best_epoch", "minutes", "commit", "device", "precision")
 
 def terminal_table(summary: Summary, colours: bool = False) -> Table:
     """The table for the terminal."""
-    rows = table_rows(summary)
+    rows = table_rows(summary, compared=["val"])
     table = Table(
         title=f"Sweep {summary.plan.name}: {len(summary.plan.settings)} settings x {len(summary.plan.seeds)} seeds",
         title_justify="left",
