@@ -5,6 +5,8 @@ and its network is wrong. The checks find such masks from label counts alone.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import yaml
@@ -49,9 +51,10 @@ def find_label_problems(
 ) -> tuple[list[str], list[str]]:
     """Returns the errors and the notes of :func:`check_labels`."""
     names = masks.class_names
-    # one by one: an array of the counts of all samples would take 2 KB for each
-    zeros = np.zeros(256, dtype=np.int64)
-    totals = {role: sum((sample.counts for sample in found), zeros) for role, found in samples.items() if found}
+    # added one by one: an array of the counts of all samples would take 2 KB for each
+    totals: dict[str, Any] = {
+        role: reduce(np.add, (sample.counts for sample in found)) for role, found in samples.items() if found
+    }
     problems: dict[tuple[bool, str], list[str]] = {}  # splits with the same problem share a message
     for role, total in totals.items():
         problem = _split_problem(total, masks, _has_value_255(samples[role]), role == "train", default_classes)
