@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -162,9 +163,12 @@ def test_images_of_every_kind_are_predicted_and_broken_ones_reported(run, vocseg
         with Image.open(tmp_path / "out" / "overlays" / f"{name}.jpg") as overlay:
             assert overlay.size == size
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("<figure>") == 7
+    assert page.count('<li class="card">') == 7
     assert page.count("cannot be read") + page.count("is not an image") == 2
-    assert 'src="data:' in page
+    assert f"Checkpoint {'/<wbr>'.join(checkpoint.parts[-4:])}" in page
+    sources = re.findall('src="(.*?)"', page)
+    assert len(sources) == 14
+    assert all((tmp_path / "out" / source).is_file() for source in sources)
     assert "http" not in page
 
 

@@ -15,7 +15,7 @@ from vocseg.plots import (
     confusion_figure,
     errors,
     iou_figure,
-    legend_of,
+    legend,
     losses_figure,
     panels,
     preview,
@@ -36,7 +36,7 @@ def test_errors_distinguish_missed_objects_from_other_errors_and_mask_void():
 def test_panels_contain_every_image_and_keep_label_colours(height, width):
     labels = np.full((height, width), 15, dtype=np.uint8)
     image = np.full((height, width, 3), 200, dtype=np.uint8)
-    page = panels([(image, coloured(labels))], ("image", "truth"), legend_of([labels], VOC_CLASSES), width=100)
+    page = panels([(image, coloured(labels))], ("image", "truth"), legend([labels], VOC_CLASSES), width=100)
     assert page.shape[1] == 4 + 2 * 104
     colours = {tuple(colour) for colour in page.reshape(-1, 3).tolist()}
     assert (200, 200, 200) in colours
@@ -46,7 +46,7 @@ def test_panels_contain_every_image_and_keep_label_colours(height, width):
 def test_legend_contains_only_visible_classes():
     labels = np.zeros((100, 100), dtype=np.uint8)
     labels[:10], labels[50, 50], labels[60:80] = 3, 7, 255
-    assert [name for name, _ in legend_of([labels], VOC_CLASSES)] == ["background", "bird", "void"]
+    assert [name for name, _ in legend([labels], VOC_CLASSES)] == ["background", "bird", "void"]
 
 
 def test_figures_are_plotted_with_absent_classes(tmp_path):

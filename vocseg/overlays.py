@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2  # albumentations' own dependency
@@ -99,7 +100,7 @@ def _placed_names(labels: np.ndarray, class_names: Sequence[str]) -> Iterator[_N
             region = np.pad((regions == number).astype(np.uint8), 1)  # the border of the image is one of the region
             distance = cv2.distanceTransform(region, cv2.DIST_L2, 3)
             for text_size in (usual, max(12, round(0.75 * usual)), max(12, round(0.55 * usual))):
-                font, stroke = ImageFont.load_default(text_size), max(1, text_size // 9)
+                font, stroke = _font(text_size), max(1, text_size // 9)
                 left, top, right, bottom = font.getbbox(class_names[label], stroke_width=stroke)
                 size = int(right - left) + 2 * stroke, int(bottom - top) + 2 * stroke
                 box = np.ones((-(-size[1] // step), -(-size[0] // step)), np.uint8)
@@ -109,6 +110,11 @@ def _placed_names(labels: np.ndarray, class_names: Sequence[str]) -> Iterator[_N
                     centre = int(x - 1) * step, int(y - 1) * step
                     yield _Name(class_names[label], label, centre, size, font, stroke)
                     break
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)  # reads the whole font each time
 
 
 def _draw_name(image: np.ndarray, labels: np.ndarray, name: _Name) -> None:

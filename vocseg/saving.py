@@ -91,7 +91,7 @@ class OwnedFolder:
     def __init__(self, path: Path, command: str, advice: str, rank: int = 0) -> None:
         self.path, self.command, self.advice = path, command, advice
         self._list = path / f".vocseg_{command}_{rank}.jsonl"
-        self._checked: set[Path] = set()
+        self._checked: set[str] = set()  # names: of many files, paths would take three times the memory
         self._written: dict[str, set[str]] = {}
         for file in sorted(path.glob(f".vocseg_{command}_*.jsonl")):
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -116,7 +116,7 @@ class OwnedFolder:
         if conflicts:
             more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
             raise VocsegError(f"{conflicts[0]}{more}. {self.advice}")
-        self._checked.update(paths)
+        self._checked.update(map(self._name, paths))
 
     def write(self, path: Path, write: Write) -> None:
         """Writes a file atomically.
@@ -124,11 +124,12 @@ class OwnedFolder:
         Raises:
             VocsegError: see :meth:`check`.
         """
-        if path not in self._checked:
+        name = self._name(path)
+        if name not in self._checked:
             self.check([path])
         content = io.BytesIO()
         write(content)
-        name, digest = self._name(path), hashlib.sha256(content.getbuffer()).hexdigest()
+        digest = hashlib.sha256(content.getbuffer()).hexdigest()
         if digest not in self._written.get(name, ()):  # listed first: after a kill the file is known in any case
             self.path.mkdir(parents=True, exist_ok=True)
             with self._list.open("a", encoding="utf-8") as file:

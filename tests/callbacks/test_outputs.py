@@ -176,13 +176,25 @@ def test_the_command_keeps_the_paths_of_a_folder_and_of_a_list(given, images, te
         with Image.open(out / f"{name}.png") as mask:
             assert mask.size == (30 + number, 20)
     page = (out / "index.html").read_text()
-    assert all(f">{name}.jpg: " in page for name in NAMES)
+    assert all(f"<h2>{name}.jpg</h2>" in page for name in NAMES)
 
 
 def test_the_page_counts_one_image(images, tested, vocseg, tmp_path):
     words = ["--data.predict_path", images / "one", "--predictions.output_dir", "out", *QUIET]
     assert vocseg("predict", "--ckpt_path", tested.best, *words)[0] == 0
     assert "<h1>Predictions: 1 image</h1>" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_command_keeps_no_predictions_in_memory(images, tested, vocseg, monkeypatch):
+    kept = []
+
+    def on_predict_end(writer, trainer, task):
+        kept.append((trainer.predict_loop.return_predictions, trainer.predict_loop.predictions))
+
+    monkeypatch.setattr(PredictionWriter, "on_predict_end", on_predict_end)
+    words = ["--data.predict_path", images / "one", "--predictions.output_dir", "out", *QUIET]
+    assert vocseg("predict", "--ckpt_path", tested.best, *words)[0] == 0
+    assert kept == [(False, [])]
 
 
 @pytest.mark.parametrize("data", [None, SimpleNamespace(), SimpleNamespace(datasets={})])
