@@ -193,8 +193,8 @@ def test_a_second_test_deletes_only_its_own_masks(trained, vocseg, tmp_path):
     assert_refused(vocseg(*words), "test_masks/test_0002.png was changed")
 
 
-@pytest.mark.parametrize("file", ["report.html", "run_loss.png", "run_confusion.png"])
-def test_a_report_refuses_files_of_others(file, vocseg, tmp_path):
+def test_a_report_refuses_files_of_others(vocseg, tmp_path):
+    file = "report.html"
     write_text(tmp_path / "site" / file, "mine")
     words = ["report", RESULTS / "residual", "--to"]
     assert_refused(vocseg(*words, "site"), f"site/{file}", "--to")
