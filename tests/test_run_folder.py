@@ -212,8 +212,8 @@ def test_a_run_of_version_0_1_0_reads_and_reports(vocseg, tmp_path):
     status, _, err = vocseg("report", "net")
     assert (status, err) == (0, "")
     page = (folder.report / "report.html").read_text()
-    assert re.search(r"Test mIoU</span><b>0\.250</b>", page)
-    assert re.search(r"Class accuracy</span><b>-</b>", page)
+    assert re.search(r">Test mIoU</span><b>0\.250</b>", page)
+    assert re.search(r">Class accuracy</span><b>-</b>", page)
 
 
 # writing
