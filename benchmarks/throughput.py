@@ -54,8 +54,9 @@ def bare(data: VOCDataModule, batches: int) -> float:
     for number, batch in enumerate(loader):
         if number == batches:
             break
-        image = batch["image"].to(DEVICE, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        mask = batch["mask"].to(DEVICE, non_blocking=True)
+        batch = {key: batch[key].to(DEVICE, non_blocking=True) for key in ("image", "mask")}
+        batch = data.on_after_batch_transfer(batch, 0)
+        image, mask = batch["image"].contiguous(memory_format=torch.channels_last), batch["mask"]
         logits = task.decoder(task.backbone(image))
         loss = torch.nn.functional.cross_entropy(logits, mask, ignore_index=255)
         optimizer.zero_grad()

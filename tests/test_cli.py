@@ -1,6 +1,7 @@
 """What answers without Lightning, and how the package is installed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -41,6 +42,35 @@ def test_experiments_are_listed_with_one_line_each(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines} >= NAMES
     assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_experiments_are_wrapped_in_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(["experiments"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if not line.startswith(" ")} >= {*NAMES, "upernet_convnext_tiny"}
+    assert {len(line) - len(line.lstrip()) for line in lines} == {0, 22}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completes in bash")
+def test_bash_completes_commands_options_and_experiments(tmp_path, capsys):
+    pytest.importorskip("shtab")
+    assert main(["--print_shtab=bash"]) == 0
+    script = tmp_path / "vocseg.bash"
+    script.write_text(
+        capsys.readouterr().out
+        + '\ntry() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_vocseg; echo "${COMPREPLY[@]}"; }\n'
+        + "try vocseg exper\ntry vocseg fit --model.dec\ntry vocseg fit --config quick\n"
+    )
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["experiments", "--model.decoder", "quickstart"], done.stderr
+
+
+def test_completion_for_another_shell_is_refused(capsys):
+    assert main(["--print_shtab", "fish"]) == 1
+    assert "must be one of bash, zsh, tcsh; got 'fish'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", ["transfer", "transfer.yaml", "experiments/transfer.yaml"])

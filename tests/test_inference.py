@@ -84,6 +84,7 @@ def test_preprocess_prepares_an_image_as_the_data_module_does(pipeline, voc_root
 
     from vocseg import VOCDataModule
     from vocseg.data.synthetic import SYNTHETIC_CLASSES
+    from vocseg.data.transforms import normalise
 
     data = VOCDataModule(
         voc_root, class_names=SYNTHETIC_CLASSES, image_size=40, num_workers=0, eval_transforms=pipeline
@@ -92,7 +93,7 @@ def test_preprocess_prepares_an_image_as_the_data_module_does(pipeline, voc_root
     with Image.open(data.datasets["val"].samples[0].image) as image:
         pixels = np.array(image.convert("RGB"))
     prepared = preprocess(pixels, dict(data.hparams), len(SYNTHETIC_CLASSES))
-    assert torch.equal(prepared[0], data.datasets["val"][0]["image"])
+    assert torch.equal(prepared[0], normalise(data.datasets["val"][0]["image"]))
 
 
 def test_without_settings_of_a_data_module_an_image_keeps_its_size():

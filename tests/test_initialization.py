@@ -3,6 +3,7 @@
 import copy
 import re
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -157,14 +158,29 @@ def test_what_does_not_fit_at_all_is_refused(content, message, tmp_path):
 
 def test_a_missing_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(VocsegError, match=r"--init_from: there is no file x\.ckpt"):
+    with pytest.raises(VocsegError, match=r"There is no file x\.ckpt"):
         start_from(network(), ANIMALS, "x.ckpt")
     (tmp_path / "lightning_logs/quickstart/version_0").mkdir(parents=True)
     with pytest.raises(VocsegError, match=r"There is no run quickstrat: .* Did you mean 'quickstart'"):
         start_from(network(), ANIMALS, "quickstrat")
     (tmp_path / "lightning_logs/quickstart/version_0/config.yaml").write_text("{}")
-    with pytest.raises(VocsegError, match=r"--init_from: the run .*version_0 has no checkpoint"):
+    with pytest.raises(VocsegError, match=r"The run .*version_0 has no checkpoint"):
         start_from(network(), ANIMALS, "quickstart")
+
+
+def test_a_task_from_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "lightning_logs/mine/version_0/checkpoints"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.yaml").write_text("{}")
+    task = SegmentationTask(MobileNetV2(weights=None), SkipDecoder, ANIMALS)
+    trainer = L.Trainer(max_epochs=0, logger=False, accelerator="cpu", enable_progress_bar=False)
+    trainer.fit(task, [(torch.rand(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.long))])
+    trainer.save_checkpoint(folder / "best.ckpt")
+    loaded = SegmentationTask.from_run("mine")
+    assert not loaded.training
+    image = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(loaded(image), task.eval()(image))
 
 
 def test_the_command_line_starts_a_new_run_from_another(fit_flags, vocseg, tmp_path):

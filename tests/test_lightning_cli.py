@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -57,9 +58,9 @@ def test_the_end_of_fit_prints_commands_that_work(run, monkeypatch, capsys):
     folder, _, printed = run
     monkeypatch.chdir(folder)
     commands = [line.split() for line in printed.splitlines() if line.startswith("  vocseg ")]
-    assert [command[1] for command in commands] == ["test", "predict"]
+    assert [command[1] for command in commands] == ["test", "predict", "report"]
     for command in commands:
-        assert main([*command[1:], *QUIET]) == 0
+        assert main([*command[1:], *(QUIET if command[1] != "report" else ())]) == 0
 
 
 def test_validate_reproduces_the_fit(run, vocseg, capsys):
@@ -162,9 +163,12 @@ def test_images_of_every_kind_are_predicted_and_broken_ones_reported(run, vocseg
         with Image.open(tmp_path / "out" / "overlays" / f"{name}.jpg") as overlay:
             assert overlay.size == size
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("<figure>") == 7
+    assert page.count('<li class="card">') == 7
     assert page.count("cannot be read") + page.count("is not an image") == 2
-    assert 'src="data:' in page
+    assert f"Checkpoint {'/<wbr>'.join(checkpoint.parts[-4:])}" in page
+    sources = re.findall('src="(.*?)"', page)
+    assert len(sources) == 14
+    assert all((tmp_path / "out" / source).is_file() for source in sources)
     assert "http" not in page
 
 
@@ -559,7 +563,9 @@ def test_the_best_checkpoint_and_early_stopping_follow_the_monitored_score(monit
     assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == scores.index(best)
     assert f"{monitor} {best:.4f}" in out
     if monitor.startswith("val/"):
-        assert f"best epoch by {monitor} ({scores.index(best)})" in out  # the printed table is of the kept checkpoint
+        assert (
+            f"best epoch by {monitor} ({scores.index(best) + 1})" in out
+        )  # the printed table is of the kept checkpoint
     better = [b < a if "loss" in monitor else b > a for a, b in itertools.pairwise(scores)]
     assert len(scores) == 4 or not better[-1]  # it stops only where the score got worse
     assert yaml.safe_load((folder / "config.yaml").read_text())["checkpoint"]["mode"] == "auto"

@@ -14,6 +14,7 @@ from vocseg.metrics import (
     ConfusionMatrices,
     SegmentationMetric,
     bootstrap_interval,
+    class_intervals,
     confusion_matrix,
     iou_of,
     scores_of,
@@ -297,6 +298,26 @@ def test_miou_per_image_is_the_score_of_each_matrix():
     assert np.array_equal(ConfusionMatrices.from_dense(dense).miou_per_image(), expected, equal_nan=True)
 
 
+def test_scores_per_image_are_those_of_each_matrix():
+    dense, sparse = random_matrices()
+    expected = [iou_of(matrix) for matrix in dense]
+    assert np.array_equal(sparse.iou_per_image(), expected, equal_nan=True)
+    expected = [scores_of(matrix)["pixel_accuracy"] for matrix in dense]
+    assert np.array_equal(sparse.pixel_accuracy_per_image(), expected, equal_nan=True)
+
+
+def test_class_intervals_are_those_of_resampled_ious():
+    dense, _ = random_matrices()
+    dense[:, 1] = dense[:, :, 1] = 0  # a class that occurs nowhere
+    images, classes = len(dense), dense.shape[2]
+    drawn = np.random.default_rng(3).multinomial(images, np.full(images, 1 / images), 2000)
+    values = np.array([iou_of(np.tensordot(weights, dense, axes=1)) for weights in drawn])
+    intervals = class_intervals(ConfusionMatrices.from_dense(dense), seed=3)
+    assert np.isnan(intervals[1]).all()
+    for label in set(range(classes)) - {1}:
+        assert intervals[label] == pytest.approx(np.nanpercentile(values[:, label], [2.5, 97.5]))
+
+
 def test_the_bootstrap_interval_contains_the_score_and_repeats():
     rng = np.random.default_rng(0)
     predictions, targets = [], []
@@ -376,3 +397,13 @@ def test_the_metrics_are_registered_with_the_task_and_not_saved():
         metric.update([torch.zeros(2, 2).long()], [torch.zeros(2, 2).long()], [0])
         assert metric.metric_state["cells"]
     assert not [name for name in task.state_dict() if name.startswith("metrics")]
+
+
+def test_a_result_prints_as_a_table_with_the_names_of_the_classes():
+    metric = SegmentationMetric(2, ["background", "cat"])
+    metric.update([torch.zeros(2, 2, dtype=torch.long)], [torch.tensor([[0, 0], [0, 1]])], [0])
+    metric.update_loss(torch.tensor(2.0), torch.tensor(4.0))
+    lines = str(metric.compute()).splitlines()
+    assert lines[0].split() == ["1", "images", "score", "all", "background"]
+    assert lines[1].split() == ["mIoU", "0.3750", "0.3750"]
+    assert lines[-1].split() == ["IoU", "cat", "0.0000"]

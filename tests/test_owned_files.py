@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vocseg.errors import VocsegError
-from vocseg.paper.records import write_record
 from vocseg.paper.tables import BEGIN, END, write_tables
+from vocseg.records import write_record
 from vocseg.run_folder import RunFolder
 from vocseg.saving import OwnedFolder, sample_names, unique_names, write_atomically, write_text
 
@@ -146,7 +147,7 @@ def test_the_runs_own_predictions_are_replaced(trained, photos, vocseg, tmp_path
     assert_refused(vocseg(*words), "predictions/a.png")
 
 
-@pytest.mark.parametrize("file", ["test.json", "test.npz", "test_masks/test_0001.png"])
+@pytest.mark.parametrize("file", ["test.json", "test.npz", "test_images.csv", "test_masks/test_0001.png"])
 def test_test_refuses_files_of_others_in_the_checkpoints_folder(file, trained, vocseg, tmp_path):
     """A checkpoint that was moved into a project: its run folder is the project, test.json may be annotations."""
     project = tmp_path / "project"
@@ -156,7 +157,7 @@ def test_test_refuses_files_of_others_in_the_checkpoints_folder(file, trained, v
     words = ["test", "--ckpt_path", project / "checkpoints" / "best.ckpt", *QUIET]
     assert_refused(vocseg(*words), f"project/{file}", "Move it away")
     assert (project / file).read_text() == "mine"
-    assert len([path for path in project.rglob("*") if path.suffix in (".json", ".png", ".npz")]) == 1
+    assert len([path for path in project.rglob("*") if path.suffix in (".json", ".png", ".npz", ".csv")]) == 1
 
 
 def test_a_resumed_fit_refuses_metrics_of_others(trained, fit_flags, vocseg, tmp_path):
@@ -193,8 +194,8 @@ def test_a_second_test_deletes_only_its_own_masks(trained, vocseg, tmp_path):
     assert_refused(vocseg(*words), "test_masks/test_0002.png was changed")
 
 
-@pytest.mark.parametrize("file", ["report.html", "run_loss.png", "run_confusion.png"])
-def test_a_report_refuses_files_of_others(file, vocseg, tmp_path):
+def test_a_report_refuses_files_of_others(vocseg, tmp_path):
+    file = "report.html"
     write_text(tmp_path / "site" / file, "mine")
     words = ["report", RESULTS / "residual", "--to"]
     assert_refused(vocseg(*words, "site"), f"site/{file}", "--to")
@@ -292,3 +293,13 @@ def test_names_are_distinct():
     assert sample_names(samples) == ["a", "a.jpg", "a.png", "a.png"]
     unsafe = [type("Sample", (), {"image": Path("a.jpg"), "name": name}) for name in ("/etc/a", "../a")]
     assert [sample_names([sample]) for sample in unsafe] == [["a"], ["a"]]
+
+
+def test_many_files_of_one_name_take_one_number_each(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "vocseg.saving.count", lambda start: map(lambda number: drawn.append(number) or number, count(start))
+    )
+    names = unique_names([("a", Path(f"{folder}/a.jpg")) for folder in range(300)] + [("b", Path("a_2.jpg"))])
+    assert list(names.values()) == ["a", "a.jpg", *(f"a_{number}" for number in range(2, 300)), "b"]
+    assert len(drawn) == 298  # not all smaller numbers again for each file

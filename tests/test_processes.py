@@ -194,7 +194,7 @@ def test_files_are_written_once_and_none_is_missing(run):
     assert sorted(path.name for path in (run / RUN / "test_masks").iterdir()) == ["test_0002.png"]
     masks = [path.name for path in (run / RUN / "predictions").glob("*.png")]
     assert sorted(masks) == ["test_0000.png", "test_0001.png", "test_0002.png"]
-    assert (run / RUN / "predictions" / "index.html").read_text().count("<figure>") == 3
+    assert (run / RUN / "predictions" / "index.html").read_text().count('<li class="card">') == 3
 
 
 def test_the_command_starts_its_own_processes(fit_flags, tmp_path):

@@ -16,7 +16,8 @@ def test_the_experiments_it_names_exist():
 
 
 def test_the_commands_it_names_exist():
-    assert set(re.findall(r"^vocseg (\w+)", README, re.MULTILINE)) <= set(COMMANDS)
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    assert set(re.findall(r"^vocseg (\w+)", blocks, re.MULTILINE)) <= set(COMMANDS)
 
 
 def test_the_files_it_links_to_exist():

@@ -1,18 +1,24 @@
 """Reports of real runs and of the committed records; opened in a browser where there is one."""
 
+import csv
+import html
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
 from vocseg.cli import main
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
-from vocseg.metrics import scores_of
+from vocseg.metrics import ConfusionMatrices, bootstrap_interval, class_intervals, scores_of
 from vocseg.report import write_report
+from vocseg.report_images import ImageScores
 from vocseg.run_folder import RunFolder, read_run
+from vocseg.saving import OwnedFolder, write_text
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 CHROMIUM = next((name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), None)
@@ -42,34 +48,108 @@ def report(capsys, *args):
     return status, captured.out, captured.err
 
 
-def test_a_report_shows_curves_scores_images_and_settings(inside, capsys):
+def section(page, title):
+    """The part of a page below a heading, up to the next of its level."""
+    return page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0]
+
+
+def test_a_report_shows_scores_curves_images_and_settings(inside, capsys):
     status, out, err = report(capsys, "a")
     assert (status, err) == (0, "")
     run = inside / "lightning_logs" / "a" / "version_0"
     page = (run / "report" / "report.html").read_text()
     assert str((run / "report" / "report.html").relative_to(inside)) in out
-    test = read_run(RunFolder(run)).scores["test"].summary
-    assert f"<td>{test['miou']:.4f}</td>" in page
-    assert f"<td>mean class accuracy</td><td>{test['mean_accuracy']:.4f}</td>" in page
-    assert f"<td>{test['all_background']['miou']:.4f}</td>" in page
-    for name in SYNTHETIC_CLASSES:
-        assert f"<td>{name}</td><td>{test['iou'][name]:.4f}</td>" in page
-    assert "Best test images" in page
+    split = read_run(RunFolder(run)).scores["test"]
+    test, (low, high) = split.summary, bootstrap_interval(split.matrices)
+    assert page.count("a/version_0</h1>") == 1
+    assert f"<b>{test['miou']:.3f}</b>" in page
+    assert f"95 % interval {low:.3f} to {high:.3f}" in page
+    for score in (test["pixel_accuracy"], test["mean_accuracy"], test["all_background"]["miou"]):
+        assert f"<b>{score:.3f}</b>" in page
+    assert "<dt>Seed</dt><dd>0</dd>" in page
+    assert "<dt>Backbone</dt><dd>StridedEncoder</dd>" in page
+    bars = re.findall(r'<li title="(\S+): ([\d.]+)(?:, 95 % interval ([\d.]+) to ([\d.]+))?', section(page, "Classes"))
+    assert {name for name, *_ in bars} <= set(SYNTHETIC_CLASSES)
+    assert [float(iou) for _, iou, *_ in bars] == sorted((float(iou) for _, iou, *_ in bars), reverse=True)
+    intervals = dict(zip(SYNTHETIC_CLASSES, class_intervals(split.matrices), strict=True))
+    for name, iou, *interval in bars:
+        assert float(iou) == pytest.approx(test["iou"][name], abs=6e-5)
+        assert [float(end) for end in interval] == pytest.approx(intervals[name], abs=6e-5)
+    assert "<h3>Best</h3>" in section(page, "Test images")
+    assert "<h3>Worst</h3>" not in page  # there are 4 test images
     assert "max_epochs: 2" in page
-    pictures = {path.name for path in (run / "report").glob("*.png")}
-    assert pictures == {"run_loss.png", "run_miou.png", "run_confusion.png", "run_best.png"}  # 4 test images: no worst
-    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", page)  # the page needs no other file
+    assert [path.name for path in (run / "report").iterdir() if path.suffix != ".jsonl"] == ["report.html"]
+    assert not re.findall(r"src=[\"'](?!data:)|@import|url\(|https?:", page)  # the page needs no other file
+
+
+def test_the_matrix_and_the_curves_hold_their_values(inside, capsys):
+    assert report(capsys, "a")[0] == 0
+    folder = RunFolder(inside / "lightning_logs" / "a" / "version_0")
+    page, run = (folder.report / "report.html").read_text(), read_run(folder)
+    matrix = run.scores["test"].matrices.total()[:-1]
+    data = json.loads(html.unescape(re.search(r'data-matrix="([^"]*)"', page)[1]))
+    assert data["counts"] == {f"{row} {column}": matrix[row, column] for row, column in np.argwhere(matrix)}
+    assert data["sums"] == matrix.sum(1).tolist()
+    wrong = [1 - matrix[row, row] / matrix[row].sum() if matrix[row].any() else -1 for row in data["orders"][1]]
+    assert wrong == sorted(wrong, reverse=True)
+    curves = [json.loads(html.unescape(data)) for data in re.findall(r'data-points="([^"]*)"', page)]
+    assert curves[0]["series"][0] == [[line["epoch"], f"{line['train/loss']:.4g}"] for line in run.lines]
+
+
+def test_the_images_are_listed_with_links_to_their_files(inside, capsys):
+    assert report(capsys, "a")[0] == 0
+    folder = RunFolder(inside / "lightning_logs" / "a" / "version_0")
+    images = section((folder.report / "report.html").read_text(), "Test images")
+    links = [folder.report / unquote(link) for link in re.findall(r'href="([^"]*)"', images)]
+    assert len(links) == 4 * 2 + 1
+    assert all(link.is_file() for link in links)
+    assert links[0].samefile(folder.image_scores("test"))
+    cells = [re.findall("<td>(.*?)</td>", row) for row in images.split("<tbody>")[1].splitlines() if "<td>" in row]
+    assert [row[0] for row in cells] == ["4", "3", "2", "1"]
+    with folder.image_scores("test").open(newline="") as file:
+        scores = {line["rank"]: line for line in csv.DictReader(file)}
+    for rank, name, miou, *_ in cells:
+        assert Path(scores[rank]["path"]).stem == name
+        assert f"{float(scores[rank]['miou']):.3f}" == miou
+
+
+def test_images_are_surprising_where_their_classes_are_good_elsewhere():
+    """Of twenty images of class 1 one is wrong; those of class 2 are always bad, so no surprise."""
+    dense = np.zeros((40, 4, 3), dtype=int)
+    dense[:, 0, 0] = 100
+    dense[:20, 1, 1] = 100
+    dense[20:, 2, 0] = np.arange(60, 80)
+    dense[20:, 2, 2] = np.arange(40, 20, -1)
+    dense[7, 1] = [70, 30, 0]
+    kinds = ImageScores.of(ConfusionMatrices.from_dense(dense)).kinds()
+    best, worst, surprising = (indices for _, indices in kinds.values())
+    assert set(best) < set(range(20))
+    assert worst == [39, 38, 37, 36]
+    assert surprising[0] == 7
 
 
 def test_several_runs_are_compared(inside, capsys):
-    shutil.copytree(inside / "lightning_logs" / "a" / "version_0", inside / "lightning_logs" / "a" / "version_1")
+    other = shutil.copytree(
+        inside / "lightning_logs" / "a" / "version_0", inside / "lightning_logs" / "a" / "version_1"
+    )
+    matrices = read_run(RunFolder(other)).scores["test"].matrices
+    dense = np.stack([matrices[index] for index in range(len(matrices))])
+    worse = dense.copy()  # every pixel of class 1 is predicted as background
+    worse[:, 1, 0], worse[:, 1, 1:] = dense[:, 1].sum(1), 0
+    worse = ConfusionMatrices.from_dense(worse)
+    np.savez(other / "test.npz", **worse.to_arrays())
     status, _, err = report(capsys, "lightning_logs/a/version_0", "a", "b", "--to", "out")
     assert (status, err) == (0, "")
     page = (inside / "out" / "report.html").read_text()
-    assert "Comparison" in page
+    assert "Comparison of 3 runs</h1>" in page
     assert all(f"<td>{name}</td>" in page for name in ("a/version_0", "a/version_1", "b/version_0"))
     assert "not tested" in page
-    assert {"compare_miou.png", "compare_iou.png"} <= {path.name for path in (inside / "out").iterdir()}
+    low, high = bootstrap_interval(worse, minus=matrices)
+    assert f"({low:+.3f} to {high:+.3f})</td>" in page
+    assert "<h2>IoU by class</h2>" in page
+    np.savez(other / "test.npz", **ConfusionMatrices.from_dense(dense[::-1]).to_arrays())  # other images
+    assert report(capsys, "lightning_logs/a/version_0", "a", "--to", "out")[0] == 0
+    assert "paired bootstrap" not in (inside / "out" / "report.html").read_text()
 
 
 def test_missing_files_are_named_and_the_rest_is_reported(inside, capsys):
@@ -82,7 +162,7 @@ def test_missing_files_are_named_and_the_rest_is_reported(inside, capsys):
     assert "no metrics.csv" in err
     assert "cannot be shown" in err
     assert "Traceback" not in err
-    assert "Test scores by class" in (run / "report" / "report.html").read_text()
+    assert "<h2>Classes</h2>" in (run / "report" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["test.json", "test.npz", "config.yaml", "metrics.csv"])
@@ -117,21 +197,29 @@ def test_committed_records_are_compared(capsys, tmp_path):
     for name in ("mobilenet", "residual"):
         test = read_run(RunFolder(RESULTS / name)).scores["test"].summary
         assert f"<h2>{name}</h2>" in page
-        assert f"<td>person</td><td>{test['iou']['person']:.4f}</td>" in page
-    figures = {path.name for path in (tmp_path / "x").glob("*.png")}
-    assert {"compare_miou.png", "compare_iou.png", "run_1_loss.png", "run_2_confusion.png"} <= figures
-    assert "run_1_confusion.png" not in figures
+        assert f"<td>{test['iou']['person']:.3f}</td>" in page
+    assert page.count("<h3>Classes</h3>") == 2
+    assert page.count("<h3>Confusion matrix</h3>") == 1
     assert not list(RESULTS.glob("*/report"))
 
 
-def test_runs_of_one_name_are_two_curves(tmp_path, monkeypatch):
-    curves = {}
-    monkeypatch.setattr("vocseg.report.curves_figure", lambda drawn, *_: curves.update(drawn))
-    monkeypatch.setattr("vocseg.report.iou_figure", lambda drawn, *_: curves.update(drawn))
-    monkeypatch.setattr("vocseg.report._figure", lambda *_: "")
+def test_runs_of_one_name_are_two_curves(tmp_path):
     other = shutil.copytree(RESULTS / "residual", tmp_path / "residual")
-    write_report([str(RESULTS / "residual"), str(other), str(RESULTS / "focal_leaky")], tmp_path / "x")
-    assert {str(RESULTS / "residual"), str(other), "focal_leaky"} <= set(curves)
+    page, _ = write_report([str(RESULTS / "residual"), str(other), str(RESULTS / "focal_leaky")], tmp_path / "x")
+    chart = re.search(r"<b>Validation mIoU</b>(.*?)</figcaption>", page.read_text())[1]
+    assert re.findall(r'<span class="key"[^>]*>(\S+)', chart) == [
+        str(RESULTS / "residual"),
+        str(other),
+        "focal_leaky",
+    ]
+
+
+def test_figures_of_earlier_versions_are_deleted_and_those_of_others_kept(tmp_path):
+    old = OwnedFolder(tmp_path, "report", "")
+    write_text(tmp_path / "run_loss.png", "old", old.write)
+    write_text(tmp_path / "mine.png", "mine")
+    write_report([str(RESULTS / "residual")], tmp_path)
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".jsonl"} == {"mine.png", "report.html"}
 
 
 def test_an_image_without_valid_pixels_comes_last(inside, capsys):
@@ -143,18 +231,43 @@ def test_an_image_without_valid_pixels_comes_last(inside, capsys):
     np.savez(run.matrices("test"), matrices=dense)
     status, _, err = report(capsys, "a")
     assert (status, err) == (0, "")
-    caption = re.search(r'mIoU: ([^<"]*)', (run.report / "report.html").read_text())[1]
-    assert caption.split(", ")[-1] == "test_0001 -"
+    page = (run.report / "report.html").read_text()
+    assert "<b>test_0001</b>" not in page
+    assert re.search(r"<tbody><tr><td>4</td><td>test_0001</td><td>-</td><td>-</td><td>-</td><td>-</td>", page)
+
+
+PROBE = """<script>{
+const found = {}, text = selector => document.querySelector(selector).textContent;
+const point = (svg, clientX, clientY) => svg.dispatchEvent(new PointerEvent("pointermove", {clientX, clientY}));
+const board = document.querySelector(".confusion .board"), box = () => board.getBoundingClientRect();
+point(board.ownerSVGElement, box().left + 2, box().top + 2);
+found.cell = text(".readout");
+document.querySelector(".confusion input[value='1']").click();
+point(board.ownerSVGElement, box().left + 2, box().top + 2);
+found.sorted = text(".readout");
+const chart = document.querySelector(".chart svg"), {left, top, width} = chart.getBoundingClientRect();
+point(chart, left + width - 9, top + 9);
+found.epoch = text(".chart .when");
+document.querySelector("th button").click();
+found.first = text(".sortable tbody td");
+const after = document.querySelector(".card .after");
+document.querySelector("input[value=errors]").click();
+found.errors = after.src === after.closest(".card").dataset.errors;
+document.body.dataset.found = JSON.stringify(found);
+}</script>"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page with")
-def test_a_browser_shows_the_page(inside, capsys, tmp_path):
+def test_a_browser_shows_values_sorts_and_changes_the_images(inside, capsys, tmp_path):
     assert report(capsys, "a", "--to", "out")[0] == 0
-    picture = tmp_path / "page.png"
-    subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={picture}", "out/report.html"],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    assert picture.stat().st_size > 20_000
+    page = inside / "out" / "report.html"
+    text = page.read_text()
+    page.write_text(text.replace("</body>", f"{PROBE}</body>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run([*command, "--dump-dom", str(page)], check=True, capture_output=True, timeout=120)
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', shown.stdout.decode())[1]))
+    data = json.loads(html.unescape(re.search(r'data-matrix="([^"]*)"', text)[1]))
+    assert found["cell"].startswith("background predicted as background: ")
+    name = SYNTHETIC_CLASSES[data["orders"][1][0]]
+    assert found["sorted"].startswith(f"{name} predicted as {name}: ")
+    assert (found["epoch"], found["first"], found["errors"]) == ("epoch 1", "1", True)

@@ -26,6 +26,7 @@ from vocseg import (
     VocsegError,
 )
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
+from vocseg.data.transforms import normalise_batch
 from vocseg.lightning_cli import run as run_command_line
 
 CLASSES = ["background", "a", "b"]
@@ -83,7 +84,7 @@ def test_scores_are_taken_at_each_images_own_size(voc_root, tmp_path):
     counts = np.zeros((len(SYNTHETIC_CLASSES),) * 2)
     loss, valid_pixels = 0.0, 0
     for number, sample in enumerate(data.datasets["val"].samples):
-        item = data.datasets["val"][number]
+        item = normalise_batch(data.datasets["val"][number])
         with torch.no_grad():
             logits = task(item["image"][None])
         truth = np.array(Image.open(sample.mask))
@@ -97,6 +98,16 @@ def test_scores_are_taken_at_each_images_own_size(voc_root, tmp_path):
     assert result.miou == pytest.approx((counts.diagonal() / union)[union > 0].mean(), abs=1e-5)
     assert result.pixel_accuracy == pytest.approx(counts.trace() / counts.sum(), abs=1e-5)
     assert result.loss == pytest.approx(loss / valid_pixels, rel=1e-5)
+
+
+def test_loaders_without_their_data_module_are_refused_in_words(voc_root, tmp_path):
+    data = VOCDataModule(voc_root, class_names=SYNTHETIC_CLASSES, image_size=32, batch_size=2, num_workers=0)
+    data.setup("fit")
+    task = SegmentationTask(StridedEncoder(widths=(4, 8)), SkipDecoder, data.class_names)
+    with pytest.raises(VocsegError, match=r"uint8.*give the trainer the data module.*on_after_batch_transfer"):
+        trainer(tmp_path).fit(task, data.train_dataloader())
+    batch = next(iter(data.train_dataloader()))
+    assert task(data.on_after_batch_transfer(batch, 0)["image"]).shape == (2, len(SYNTHETIC_CLASSES), 32, 32)
 
 
 def test_all_void_batches_train_with_loss_zero(tmp_path):

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from vocseg.inference import Inference
     from vocseg.losses import CrossEntropy, Dice, FocalLoss, LovaszSoftmax, OHEMCrossEntropy, SumOfLosses
     from vocseg.network import SegmentationNetwork
+    from vocseg.overlays import overlay
+    from vocseg.plots import confusion_figure, legend
     from vocseg.schedules import Schedule
     from vocseg.task import SegmentationTask
     from vocseg.whole_network import WholeNetwork
@@ -86,6 +88,9 @@ __all__ = [
     "VocsegError",
     "WholeNetwork",
     "__version__",
+    "confusion_figure",
+    "legend",
+    "overlay",
 ]
 
 _MODULES = {
@@ -111,6 +116,8 @@ _MODULES = {
     "vocseg.losses": ("CrossEntropy", "Dice", "FocalLoss", "LovaszSoftmax", "OHEMCrossEntropy", "SumOfLosses"),
     "vocseg.inference": ("Inference",),
     "vocseg.network": ("SegmentationNetwork",),
+    "vocseg.overlays": ("overlay",),
+    "vocseg.plots": ("confusion_figure", "legend"),
     "vocseg.schedules": ("Schedule",),
     "vocseg.task": ("SegmentationTask",),
     "vocseg.whole_network": ("WholeNetwork",),

@@ -3,10 +3,16 @@
 These modules are imported when they are needed, so that ``--help`` and ``--version`` need not wait for torch.
 """
 
+import atexit
 import errno
+import gc
+import importlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vocseg import __version__
 from vocseg.errors import ArgumentParser, VocsegError, nearest
@@ -19,6 +25,7 @@ COMMANDS = {
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
     "submit": "pack predictions for VOC's evaluation server: vocseg submit --ckpt_path CKPT --data.split test",
     "inspect": "show what a data set holds, before training: vocseg inspect --data.root FOLDER",
+    "sweep": "train and compare many runs: vocseg sweep --config mobilenet baseline --seeds 0 1 2",
     "report": "write a page of runs' curves, scores and images: vocseg report RUN [RUN ...]",
     "experiments": "list the packaged experiments",
     "paper": "reproduce the paper's tables: vocseg paper rows, vocseg paper tables",
@@ -44,7 +51,11 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"vocseg {__version__}")
         return 0
     try:
-        _dispatch(args[0], args[1:])
+        if args[0].startswith("--print_shtab"):
+            shell = [*args[0].split("=")[1:], *args[1:], ""][0]
+            print(_load("completion").completion_script(shell, COMMANDS))
+        else:
+            _dispatch(args[0], args[1:])
         return 0
     except VocsegError as error:
         # an error in a data loader's worker process arrives with its traceback
@@ -71,54 +82,82 @@ def _dispatch(command: str, args: list[str]) -> None:
     if command not in COMMANDS:
         raise VocsegError(f"There is no command {command!r}.{nearest(command, COMMANDS)} See vocseg --help.")
     if command == "experiments":
-        listed = list_experiments()
-        width = max(len(name) for name, _ in listed)
-        for name, line in listed:
-            print(f"{name:<{width}} {line}")
+        print("\n".join(_experiments(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)))
     elif command == "report":
         _report(args)
     elif command == "submit":
-        from vocseg.submission import run_command as run_submit
-
-        run_submit(args)
+        _load("submission").run_command(args)
     elif command == "inspect":
-        from vocseg.data_report import run_command as run_inspect
-
-        run_inspect(args)
+        _load("data_report").run_command(args)
+    elif command == "sweep":
+        _load("sweep.commands").run_command(args)
     elif command == "paper":
         from vocseg.paper.commands import run_command
 
         run_command(args)
     else:
-        from vocseg.lightning_cli import run
-
-        run([command, *args])
+        _load("lightning_cli").run([command, *args])
 
 
 def _report(args: list[str]) -> None:
     parser = ArgumentParser(
         prog="vocseg report",
-        description="Writes one self-contained HTML page and its figures: settings, curves, scores by class, confusion "
-        "matrix, best and worst test images, and a comparison of several runs. Trains nothing.",
+        description="Writes one self-contained HTML page: scores with intervals, confusion matrix, curves, the best, "
+        "the worst and the most surprising test images, and a comparison of several runs. Trains nothing.",
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run's folder, or an experiment's name: its newest run"
     )
     parser.add_argument("--to", default=None, help="folder to write (default: report in the first run's folder)")
     given = parser.parse_args(args)
-    from vocseg.report import write_report
-
-    page, problems = write_report(given.runs, Path(given.to) if given.to else None)
+    page, problems = _load("report").write_report(given.runs, Path(given.to) if given.to else None)
     print(f"Report  {page}")
     if problems:
         raise VocsegError("\n".join(["Not everything could be reported:", *problems]))
+
+
+def _load(module: str) -> Any:
+    """Imports a module of vocseg, and with it torch and Lightning, without collecting garbage.
+
+    The hundred thousands of objects that these packages make all stay. Looking for garbage among them takes a fifth of
+    the time until the first training step.
+    """
+    name = f"{__package__}.{module}"
+    if name in sys.modules or not gc.isenabled():
+        return importlib.import_module(name)
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()  # later collections leave them out, too
+        atexit.register(gc.unfreeze)  # extension modules report what is not released at exit
+        gc.enable()
+
+
+def _experiments(columns: int | None) -> list[str]:
+    """A line per experiment; in a terminal of so many columns, descriptions are wrapped beside short names."""
+    listed = list_experiments()
+    if columns is None:
+        width = max(len(name) for name, _ in listed)
+        return [f"{name:<{width}} {text}" for name, text in listed]
+    indent = " " * 22
+    lines: list[str] = []
+    for name, text in listed:
+        wrapped = textwrap.wrap(text, max(columns, 60), initial_indent=indent, subsequent_indent=indent)
+        if len(name) < len(indent) and wrapped:
+            wrapped[0] = name + wrapped[0][len(name) :]
+        else:
+            wrapped.insert(0, name)
+        lines += wrapped
+    return lines
 
 
 def _help() -> str:
     lines = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     return (
         "usage: vocseg COMMAND [options]\n\nSemantic segmentation on PASCAL VOC.\n\ncommands:\n"
-        f"{lines}\n\nvocseg COMMAND --help lists a command's options."
+        f"{lines}\n\nvocseg COMMAND --help lists a command's options.\n"
+        "vocseg --print_shtab bash (or zsh, tcsh) prints a script that completes them in a shell; it needs shtab."
     )
 
 

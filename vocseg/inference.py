@@ -6,13 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError
 from vocseg.network import resize
 
 LOGITS_AT_ONCE = 64_000_000
-"""Resized logits that :func:`label_map` holds at a time: 256 MB of float32."""
+"""Resized logits that :func:`label_map` holds at a time on a GPU: 256 MB of float32."""
+
+LOGITS_IN_CACHE = 4_000_000
+"""The same on a CPU: 16 MB, which its cache holds."""
+
+TILE = 8
+"""Side in pixels of the squares in which :func:`label_map` compares classes before it resizes them."""
 
 
 class Inference(SavesInitArgs):
@@ -169,31 +176,89 @@ def batch_logits(
     Yields:
         Indices in the batch, and the logits of these images [b, C, h, w].
     """
+    sizes = [image.shape[-2:]] * len(image) if input_sizes is None else torch.as_tensor(input_sizes).tolist()
     indices_by_size: dict[tuple[int, int], list[int]] = {}
-    for index in range(len(image)):
-        height, width = image.shape[-2:] if input_sizes is None else input_sizes[index]
-        indices_by_size.setdefault((int(height), int(width)), []).append(index)
-    for (height, width), indices in indices_by_size.items():
-        yield indices, network(image[indices, :, :height, :width])
+    for index, (height, width) in enumerate(sizes):
+        indices_by_size.setdefault((height, width), []).append(index)
+    for size, indices in indices_by_size.items():
+        yield indices, network(without_padding(image, indices, size))
+
+
+def without_padding(batch: Tensor, indices: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Some entries of a batch, [B, ..., H, W], cropped to their size: [len(indices), ..., *size].
+
+    Indexing with a list would wait for the device: it copies the list there.
+    """
+    height, width = size
+    cropped = batch[..., :height, :width]
+    return cropped if len(indices) == len(batch) else torch.stack([cropped[index] for index in indices])
 
 
 def label_map(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax: int64 [H, W]."""
+    """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax: int64 [H, W].
+
+    Of equal values the lowest class is the label. On the CPU only the classes that can be the label of some pixel are
+    resized, which of a trained network are few; elsewhere nothing is read from the device.
+    """
     height, width = (int(side) for side in size)
-    # of a large image some classes at a time: all 21 at 6000x4000 would take 2 GB
-    at_once = max(LOGITS_AT_ONCE // (height * width), 1)
+    if not len(logits):
+        raise ValueError("Logits of no class have no label.")
+    on_cpu = logits.device.type == "cpu"
+    classes = _possible_classes(logits) if on_cpu else torch.arange(len(logits), device=logits.device)
+    if len(classes) == 1:
+        return torch.full((height, width), int(classes[0]) if on_cpu else 0, device=logits.device)
+    pruned = len(classes) < len(logits)
+    if pruned:
+        logits = logits[classes]
+    at_once = max((LOGITS_IN_CACHE if on_cpu else LOGITS_AT_ONCE) // (height * width), 1)
+    small = torch.uint8 if len(logits) <= 256 else torch.int64  # at 6000x4000 each int64 map takes 192 MB
     best = labels = None
     for first in range(0, len(logits), at_once):
         # over a leading axis that is contiguous, max is several times faster than argmax
         values, indices = resize(logits[None, first : first + at_once].contiguous(), (height, width))[0].max(0)
+        found = indices.add_(first).to(small)
         if best is None or labels is None:
-            best, labels = values, indices
+            best, labels = values, found
         else:
-            labels = torch.where(values > best, indices + first, labels)
-            best = torch.maximum(best, values)
-    if labels is None:
-        raise ValueError("Logits of no class have no label.")
-    return labels
+            torch.where(values > best, found, labels, out=labels)
+            torch.maximum(best, values, out=best)
+    assert labels is not None
+    return classes[labels.long()] if pruned else labels.long()
+
+
+def _possible_classes(logits: Tensor) -> Tensor:
+    """The classes that can be the argmax of some pixel of the resized logits, ascending, int64 [K].
+
+    Bilinear resizing takes a weighted mean of 2x2 neighbouring values. So a class whose maximum over a region is below
+    another one's minimum is no pixel's label there.
+
+    Args:
+        logits: float [C, h, w].
+    """
+    highest, lowest = (_tiles(logits, extreme).float()[None] for extreme in (torch.amax, torch.amin))
+    # neighbouring pixels lie in the same or in neighbouring tiles
+    regions = [min(side, 2) for side in highest.shape[-2:]]
+    highest, lowest = F.max_pool2d(highest, regions, 1)[0], -F.max_pool2d(-lowest, regions, 1)[0]
+    rounding = 16 * torch.finfo(logits.dtype).eps * torch.maximum(highest.abs().amax(), lowest.abs().amax())
+    below = highest < lowest.amax(0) - rounding  # never with NaN or infinity
+    return (~below).flatten(1).any(1).nonzero()[:, 0]
+
+
+def _tiles(logits: Tensor, extreme: Callable[..., Tensor]) -> Tensor:
+    """The maximum or minimum (``torch.amax``, ``torch.amin``) of square tiles, [C, h, w] -> [C, rows, columns]."""
+    if logits.stride(0) == 1:  # channels last: reductions are fast in the order of the memory
+        return _tiles_along(logits.permute(1, 2, 0), extreme, (0, 1)).permute(2, 0, 1)
+    return _tiles_along(logits, extreme, (1, 2))
+
+
+def _tiles_along(logits: Tensor, extreme: Callable[..., Tensor], dims: tuple[int, int]) -> Tensor:
+    for dim in dims:
+        whole = logits.shape[dim] // TILE * TILE
+        rest = logits.shape[dim] - whole
+        parts = [extreme(logits.narrow(dim, 0, whole).unflatten(dim, (-1, TILE)), dim + 1)] if whole else []
+        parts += [extreme(logits.narrow(dim, whole, rest), dim, True)] if rest else []
+        logits = torch.cat(parts, dim)
+    return logits
 
 
 def probability_map(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -50,7 +50,7 @@ def start_from(network: SegmentationNetwork, class_names: Sequence[str], source:
     Raises:
         VocsegError: the source does not exist, does not load safely, or holds no tensor that fits.
     """
-    path = _checkpoint_of(source)
+    path = checkpoint_of(source)
     content = read_weights(path)
     saved = network_state(content)
     if not any(key.startswith(("backbone.", "decoder.")) for key in saved):
@@ -106,17 +106,22 @@ def _told(start: Start) -> list[str]:
     return lines
 
 
-def _checkpoint_of(source: str | Path) -> Path:
+def checkpoint_of(source: str | Path) -> Path:
+    """The file that a run's name or folder stands for, its best checkpoint or else its last; a file stands for itself.
+
+    Raises:
+        VocsegError: there is no such file or run, or the run has no checkpoint.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
-        raise VocsegError(f"--init_from: there is no file {path}.")
+        raise VocsegError(f"There is no file {path}.")
     run = RunFolder.find(str(path))
     for checkpoint in (run.best, run.last):
         if checkpoint.is_file():
             return checkpoint
-    raise VocsegError(f"--init_from: the run {run.path} has no checkpoint in {run.checkpoints}.")
+    raise VocsegError(f"The run {run.path} has no checkpoint in {run.checkpoints}.")
 
 
 def _class_dimensions(network: SegmentationNetwork, num_classes: int) -> dict[str, int]:

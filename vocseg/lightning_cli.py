@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelSummary,
     ProgressBar,
     WeightAveraging,
 )
@@ -33,16 +34,18 @@ from torch import distributed
 
 import vocseg.backbones
 import vocseg.data.folder
-import vocseg.data.synthetic
 import vocseg.decoders  # noqa: F401  (imported so that configs can name our classes without their modules)
 from vocseg.callbacks import (
     CachedFeatures,
     Charts,
     CompiledTraining,
+    DivideCores,
+    EpochBar,
     GracefulShutdown,
     LineProgress,
     MaskPreviews,
     MetricsCSV,
+    PartsSummary,
     PredictionWriter,
     ResultTable,
     ScoreFigures,
@@ -56,6 +59,7 @@ from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, has_aver
 from vocseg.cli_errors import explain
 from vocseg.cli_help import help_text
 from vocseg.components import class_path_of, to_config
+from vocseg.data.synthetic import SyntheticDataModule
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError, nearest
 from vocseg.inference import Inference
@@ -83,6 +87,8 @@ def run(args: Sequence[str], cli_class: "type[VocsegCLI] | None" = None) -> "Voc
         VocsegError: a mistake in the options, configs, data or checkpoint.
     """
     _silence()
+    if sys.stderr.isatty():
+        _log_above_the_bar()
     atexit.register(_end_process_group)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
@@ -124,8 +130,11 @@ def _end_process_group() -> None:
 
 def _silence() -> None:
     """Silences messages that neither vocseg nor its user can act upon."""
-    # advertisements of other products; that a schedule asked for the length of the run
-    needless = ("Tip:", "Loading `train_dataloader` to estimate")
+    # advertisements of other products; that a schedule asked for the length of the run; what was asked for
+    needless = (
+        *("Tip:", "Loading `train_dataloader` to estimate", "Trainer already configured with model summary"),
+        "`Trainer.fit` stopped: `max_epochs",
+    )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(words in str(record.msg) for words in needless)
     )
@@ -135,10 +144,31 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # scoring a checkpoint needs no checkpoint callback
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    # DivideCores says how many there are, and the network is the bottleneck
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
     # a frozen backbone is meant to stay in eval mode
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     # all that vocseg logs is logged per epoch, whatever the interval
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+
+
+def _log_above_the_bar() -> None:
+    """Lets Lightning log to the current ``sys.stderr``, which a progress bar replaces to print above itself.
+
+    Lightning's own handlers keep that of its import: their lines would break the bar.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(_CurrentStderr())
+
+
+class _CurrentStderr:
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class VocsegCLI(LightningCLI):
@@ -278,6 +308,8 @@ class VocsegCLI(LightningCLI):
         settings = self._settings()
         settings.ckpt_path = self._checkpoint
         settings.weights_only = True  # Lightning's default would unpickle what the file holds
+        if self.subcommand == "predict":
+            settings.return_predictions = False  # they are in files; kept, they would fill the memory
         if not isinstance(settings.seed_everything, bool) and "seed" in settings.data.get("init_args", {}):
             settings.data.init_args.seed = settings.seed_everything  # a random one is chosen only now
         if settings.trainer.limit_val_batches == 0:  # without validation there is no best checkpoint
@@ -314,11 +346,21 @@ class VocsegCLI(LightningCLI):
         init = self.config_init[self.subcommand]
         settings = init["trainer"]
         best: ModelCheckpoint = init["checkpoint"]
-        callbacks = [*_listed(settings.callbacks), ResultTable(str(best.monitor), best.mode), TestMasks()]
+        callbacks = [
+            *_listed(settings.callbacks),
+            ResultTable(str(best.monitor), best.mode),
+            TestMasks(),
+            DivideCores(),
+        ]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if settings.enable_progress_bar is None and not sys.stdout.isatty() and not has_bar:
             kwargs["enable_progress_bar"] = False  # a file or a pipe would fill with control characters
             callbacks.append(LineProgress())
+        elif settings.enable_progress_bar is not False and not has_bar:
+            callbacks.insert(0, EpochBar())  # it ends before the others print their results
+        has_summary = any(isinstance(callback, ModelSummary) for callback in callbacks)
+        if self.subcommand == "fit" and settings.enable_model_summary is not False and not has_summary:
+            callbacks.append(PartsSummary())
         if settings.logger is None or settings.logger is True:
             # absolute: a resumed run must find its checkpoints under the names that it gave them
             kwargs["logger"] = self._logger((Path(settings.default_root_dir or ".") / LOGS).absolute())
@@ -420,7 +462,8 @@ class VocsegCLI(LightningCLI):
         score = self.best.best_model_score
         scored = "not known: nothing was validated" if score is None else f"{self.best.monitor} {score:.4f}"
         datasets = getattr(self.datamodule, "datasets", {})
-        image = _shown(datasets["val"].samples[0].image) if "val" in datasets else "IMAGES"
+        made = isinstance(self.datamodule, SyntheticDataModule)  # its images lie in a cache folder
+        image = _shown(datasets["val"].samples[0].image) if "val" in datasets and not made else "IMAGES"
         logger = self.trainer.loggers[0]
         print(
             f"\nRun folder  {_shown(logger.log_dir or '')}\n"
@@ -428,6 +471,7 @@ class VocsegCLI(LightningCLI):
             "Next\n"
             f"  vocseg test --ckpt_path {best}\n"
             f"  vocseg predict --ckpt_path {best} --data.predict_path {image}\n"
+            f"  vocseg report {_shown(logger.log_dir or '')}\n"
             f"  tensorboard --logdir {_shown(logger.save_dir or '')}"
         )
 

@@ -6,7 +6,7 @@ target. Pixel accuracy = share of the valid pixels that are right. Mean class ac
 over the classes that occur in the target, background included (mmsegmentation's mAcc).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,20 @@ class ConfusionMatrices:
         """Each image's own mIoU, float64 [N]; NaN for an image whose pixels are all void."""
         return _mean_ratio(*self.marginals())
 
+    def iou_per_image(self) -> np.ndarray:
+        """Each image's own IoU of each class, float64 [N, C]; NaN for a class that the image does not show."""
+        return _ratio(*self.marginals())
+
+    def pixel_accuracy_per_image(self) -> np.ndarray:
+        """Share of each image's valid pixels that are right, float64 [N]; NaN for an image that is all void."""
+        rows, columns = np.divmod(self.cells, self.num_classes)
+        valid, images = rows < self.num_classes, self._images()
+        right, out_of = (
+            np.bincount(images[some], weights=self.counts[some], minlength=len(self))
+            for some in (rows == columns, valid)
+        )
+        return _ratio(right, out_of)
+
     @property
     def _size(self) -> int:
         return self.num_classes * (self.num_classes + 1)
@@ -130,6 +144,7 @@ class Result:
         mean_accuracy: mean class accuracy; NaN as above.
         iou: IoU of each class, NaN for a class that occurs in neither prediction nor target.
         matrices: the confusion matrix of each image, in the order of the split's list.
+        class_names: one name per class, for printing; None: ``class 0`` and so on.
     """
 
     def __init__(
@@ -140,10 +155,25 @@ class Result:
         mean_accuracy: float,
         iou: list[float],
         matrices: ConfusionMatrices,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.loss, self.miou, self.iou = loss, miou, iou
         self.pixel_accuracy, self.mean_accuracy = pixel_accuracy, mean_accuracy
-        self.matrices = matrices
+        self.matrices, self.class_names = matrices, class_names
+
+    def __str__(self) -> str:
+        """The scores as a table of plain text, beside those of :meth:`all_background`."""
+        floor = self.all_background()
+        names = self.class_names or [f"class {label}" for label in range(len(self.iou))]
+        rows = [(f"{len(self.matrices)} images", "score", f"all {names[0]}"), ("mIoU", self.miou, floor["miou"])]
+        rows += [("pixel accuracy", self.pixel_accuracy, floor["pixel_accuracy"])]
+        rows += [("mean class accuracy", self.mean_accuracy, floor["mean_accuracy"]), ("loss", self.loss, "")]
+        rows += [(f"IoU {name}", iou, "") for name, iou in zip(names, self.iou, strict=True)]
+        text = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+        widths = [max(len(row[column]) for row in text) for column in range(3)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  {score:>{widths[1]}}  {least:>{widths[2]}}".rstrip() for name, score, least in text
+        )
 
     def all_background(self) -> dict[str, float]:
         """The scores of a predictor that labels every pixel as class 0: the floor that a network must exceed."""
@@ -159,6 +189,7 @@ class SegmentationMetric(Metric):
 
     Args:
         num_classes: number of classes C.
+        class_names: one name per class, for printing the result.
     """
 
     full_state_update = False
@@ -167,9 +198,9 @@ class SegmentationMetric(Metric):
     counts: list[Tensor]
     losses: list[Tensor]
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
         super().__init__(dist_sync_fn=_gather, compute_with_cache=False)  # update_loss would not clear the cache
-        self.num_classes = num_classes
+        self.num_classes, self.class_names = num_classes, class_names
         self.images_seen = 0
         self.add_state("images", [], dist_reduce_fx="cat")  # index, number of its cells, index, number, ...
         self.add_state("cells", [], dist_reduce_fx="cat")  # as in ConfusionMatrices
@@ -226,6 +257,7 @@ class SegmentationMetric(Metric):
             mean_accuracy=scores_of(matrices.total())["mean_accuracy"],
             iou=iou.compute().tolist(),
             matrices=matrices,
+            class_names=self.class_names,
         )
 
     def _matrices(self) -> ConfusionMatrices:
@@ -308,7 +340,9 @@ def scores_of(matrix: np.ndarray) -> dict[str, float]:
 
 
 def bootstrap_interval(
-    matrices: ConfusionMatrices, minus: ConfusionMatrices | None = None, seed: int = 0
+    matrices: ConfusionMatrices | Sequence[ConfusionMatrices],
+    minus: ConfusionMatrices | Sequence[ConfusionMatrices] | None = None,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The 95 % interval of a mIoU, or of the difference of two, over the choice of images.
 
@@ -316,18 +350,36 @@ def bootstrap_interval(
     the same resamples, so that the difficulty of the images cancels.
 
     Args:
-        matrices: of a network, N images.
+        matrices: of a network, N images; or of several trainings of it, whose mIoU is averaged.
         minus: of another network on the same images; None: the interval of the mIoU itself.
         seed: of the resamples.
 
     Returns:
         The 2.5th and 97.5th percentiles.
     """
-    values = _resampled_miou(matrices, seed)
+    values = _mean_resampled_miou(matrices, seed)
     if minus is not None:
-        values = values - _resampled_miou(minus, seed)
+        values = values - _mean_resampled_miou(minus, seed)
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def class_intervals(matrices: ConfusionMatrices, seed: int = 0) -> np.ndarray:
+    """The 95 % interval of each class's IoU over the choice of images, as :func:`bootstrap_interval`.
+
+    Args:
+        matrices: of a network, N images.
+        seed: of the resamples.
+
+    Returns:
+        float64 [C, 2], the 2.5th and 97.5th percentiles; NaN for a class that occurs nowhere. Resamples in which a
+        class does not occur are left out.
+    """
+    values = np.concatenate([_ratio(hits, union) for hits, union in _resampled(matrices, seed)])
+    intervals = np.full((matrices.num_classes, 2), np.nan)
+    occurs = ~np.isnan(values).all(0)
+    intervals[occurs] = np.nanpercentile(values[:, occurs], [2.5, 97.5], axis=0).T
+    return intervals
 
 
 def all_gather_objects(share: Any) -> list[Any]:
@@ -368,17 +420,25 @@ def _mean_ratio(hits: np.ndarray, out_of: np.ndarray) -> np.ndarray:
     return _ratio(sums, occurs.sum(-1))
 
 
+def _mean_resampled_miou(matrices: ConfusionMatrices | Sequence[ConfusionMatrices], seed: int) -> np.ndarray:
+    several = [matrices] if isinstance(matrices, ConfusionMatrices) else matrices
+    return np.mean([_resampled_miou(each, seed) for each in several], axis=0)
+
+
 def _resampled_miou(matrices: ConfusionMatrices, seed: int) -> np.ndarray:
+    return np.concatenate([_mean_ratio(hits, union) for hits, union in _resampled(matrices, seed)])
+
+
+def _resampled(matrices: ConfusionMatrices, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Correct pixels and union of each class in resamples of the images, float64 [some of the resamples, C] each."""
     hits, union = matrices.marginals()
     images = len(matrices)
     generator = np.random.default_rng(seed)
-    values = []
     at_once = max(1, min(RESAMPLES, 20_000_000 // max(images, 1)))  # bounds the memory of the draws
     for first in range(0, RESAMPLES, at_once):
         drawn = generator.multinomial(images, np.full(images, 1 / images), min(at_once, RESAMPLES - first))
         weights = drawn.astype(np.float64)
-        values.append(_mean_ratio(weights @ hits, weights @ union))
-    return np.concatenate(values)
+        yield weights @ hits, weights @ union
 
 
 def _concatenated(state: list[Tensor] | Tensor) -> Tensor:

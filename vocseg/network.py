@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vocseg.errors import VocsegError
+
 
 class SegmentationNetwork(nn.Module):
     """Computes the logits of images of any size; needs no Lightning.
@@ -47,11 +49,20 @@ class SegmentationNetwork(nn.Module):
 
         Returns:
             float32 [B, C, H, W].
+
+        Raises:
+            VocsegError: the image is uint8, as a loader of vocseg gives it.
         """
         return self.decode(self.features(image), image.shape[-2:])
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The backbone's features, shallow to deep, of the padded image: float [B, channels[i], h_i, w_i] each."""
+        if image.dtype == torch.uint8:
+            raise VocsegError(
+                "The images are uint8, as vocseg's loaders give them, and a network needs them normalised: give the "
+                "trainer the data module instead of its loaders; in a loop of your own call batch = "
+                "datamodule.on_after_batch_transfer(batch, 0), or vocseg.data.transforms.normalise(image)."
+            )
         padded = _pad(image, self._padded(image.shape[-2:])).contiguous(memory_format=self._memory_format)
         trains = torch.compiler.is_exporting() or any(
             parameter.requires_grad for parameter in self.backbone.parameters()

@@ -1,14 +1,15 @@
 """Images of label maps and errors, and matplotlib figures of losses, confusion matrices and IoU."""
 
-import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vocseg.data.labels import VOC_PALETTE, VOID
+from vocseg.errors import VocsegError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +22,6 @@ RIGHT, MISSED, WRONG = (235, 235, 235), (50, 110, 220), (215, 45, 40)
 def coloured(labels: np.ndarray) -> np.ndarray:
     """Maps labels, uint8 [H, W], to the colours of VOC, RGB uint8 [H, W, 3]; void is cream."""
     return VOC_PALETTE[labels]
-
-
-def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """Blends an image, RGB uint8 [H, W, 3], with the colours of its labels, uint8 [H, W]; background is unchanged."""
-    mixed = (1 - opacity) * image + opacity * coloured(labels)
-    return np.where((labels == 0)[..., None], image, mixed.round()).astype(np.uint8)
 
 
 def errors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -52,35 +47,38 @@ def panels(
     headings: Sequence[str],
     legend: Sequence[tuple[str, Sequence[int] | np.ndarray]] = (),
     width: int = 160,
+    photographs: bool = True,
+    type_size: int = 11,
 ) -> np.ndarray:
     """Arranges images in a grid, with headings above and a legend below.
 
     Args:
-        rows: rows of images, RGB uint8 [H, W, 3]. The first of a row is a photograph, the others show label colours;
-            all images of a row have the same size.
+        rows: rows of images, RGB uint8 [H, W, 3]; all images of a row have the same size.
         headings: one per column.
         legend: names and their RGB colours.
         width: width of a column in pixels.
+        photographs: the first of a row is a photograph; all others show label colours.
+        type_size: height of the type in pixels.
 
     Returns:
         RGB uint8 [h, w, 3].
     """
-    gap, line = 4, 16
+    gap, line, font = 4, type_size * 3 // 2, ImageFont.load_default(type_size)
     heights = [max(1, round(width * row[0].shape[0] / row[0].shape[1])) for row in rows]
     # portrait images get the height of a landscape column at most, so that rows have similar heights
     sizes = [(width, height) if height <= width else (width * width // height, width) for height in heights]
     total_width = gap + len(headings) * (width + gap)
-    positions = _legend_positions([name for name, _ in legend], total_width, gap)
+    positions = _legend_positions([name for name, _ in legend], total_width, gap, type_size)
     legend_lines = 1 + max((line_number for _, line_number in positions), default=-1)
     total_height = line + sum(height + gap for _, height in sizes) + legend_lines * line + gap
     page = Image.new("RGB", (total_width, total_height), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+    draw = ImageDraw.Draw(page)
     for column, heading in enumerate(headings):
         draw.text((gap + column * (width + gap), 1), heading, fill="black", font=font)
     top = line
     for row, size in zip(rows, sizes, strict=True):
         for column, picture in enumerate(row):
-            if column == 0:  # a photograph: 128 colours halve the size of the PNG
+            if photographs and column == 0:  # 128 colours halve the size of the PNG
                 scaled = Image.fromarray(picture).resize(size, Image.Resampling.BOX).quantize(128).convert("RGB")
             else:  # label colours must not be averaged
                 scaled = Image.fromarray(picture).resize(size, Image.Resampling.NEAREST)
@@ -89,17 +87,48 @@ def panels(
     for (name, colour), (x, line_number) in zip(legend, positions, strict=True):
         y = top + line_number * line
         red, green, blue = (int(part) for part in colour)
-        draw.rectangle((x, y + 2, x + 12, y + 11), fill=(red, green, blue), outline="grey")
-        draw.text((x + 16, y), name, fill="black", font=font)
+        box = (x, y + 2, x + type_size + 1, y + type_size)
+        draw.rectangle(box, fill=(red, green, blue), outline="grey")
+        draw.text((x + type_size + 5, y), name, fill="black", font=font)
     return np.array(page)
 
 
-def legend_of(labels: Sequence[np.ndarray], class_names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    """Legend entries (name, RGB colour) of the classes and void that cover at least 0.2 % of one of the label maps."""
+def preview(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Arranges an image, its truth, a prediction and its errors two by two, in type that a small copy still shows.
+
+    Args:
+        image: RGB uint8 [H, W, 3].
+        truth: labels uint8 [H, W], 255 = void.
+        prediction: labels uint8 [H, W].
+        class_names: C names.
+
+    Returns:
+        RGB uint8 [h, w, 3].
+    """
+    above = panels([(image, coloured(truth))], ("image", "truth"), width=240, type_size=17)
+    below = (coloured(prediction), errors(prediction, truth))
+    entries = [*legend([truth, prediction], class_names), ("missed", np.array(MISSED)), ("wrong", np.array(WRONG))]
+    return np.concatenate([above, panels([below], ("prediction", "errors"), entries, 240, False, 17)])
+
+
+def legend(
+    labels: Sequence[np.ndarray], class_names: Sequence[str], palette: np.ndarray = VOC_PALETTE
+) -> list[tuple[str, np.ndarray]]:
+    """Legend entries (name, RGB colour) of the classes and void that cover at least 0.2 % of one of the label maps.
+
+    Args:
+        labels: label maps, uint8 [H, W].
+        class_names: name of each label.
+        palette: RGB uint8 [256, 3], the colour of each label: those of VOC's masks, or
+            ``vocseg.overlays.OVERLAY_COLOURS``.
+    """
     fractions = [np.bincount(each.ravel(), minlength=256) / each.size for each in labels]
     visible = np.flatnonzero(np.max(fractions, axis=0) >= 0.002).tolist() if fractions else []
     names = {**dict(enumerate(class_names)), VOID: "void"}
-    return [(names[label], VOC_PALETTE[label]) for label in visible if label in names]
+    return [(names[label], palette[label]) for label in visible if label in names]
+
+
+legend_of = legend  # for callers that have a variable of that name
 
 
 def losses_figure(lines: Sequence[Mapping[str, float]], title: str, best_epoch: int | None = None) -> "Figure":
@@ -153,25 +182,58 @@ def confusion_figure(matrix: np.ndarray, class_names: Sequence[str], title: str 
         title: title of the figure.
 
     Returns:
-        The figure. The row of a class without true pixels is empty.
+        The figure. The row of a class without true pixels is empty. Up to 30 classes the cells of at least 1 % have
+        their number; above 60 classes only some of the axes' labels are drawn.
+
+    Raises:
+        VocsegError: the matrix has another shape.
     """
-    counts = np.asarray(matrix, dtype=float)[: len(class_names)]
-    sums = counts.sum(1, keepdims=True)
-    fractions = np.divide(counts, sums, out=np.zeros_like(counts), where=sums > 0)
     count = len(class_names)
-    side = 1.6 + 0.27 * count
-    figure, axes = _subplots((side + 0.6, side))
-    axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(count), class_names, rotation=90, fontsize=7)
-    axes.set_yticks(range(count), class_names, fontsize=7)
-    for row in range(count):
-        for column in range(count):
-            if fractions[row, column] >= 0.005:
-                colour = "white" if fractions[row, column] > 0.5 else "black"
-                text = f"{100 * fractions[row, column]:.0f}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
-    axes.set(xlabel="predicted", ylabel="true", title=title or "% of each class's pixels")
+    if not count or np.shape(matrix) not in ((count, count), (count + 1, count)):
+        raise VocsegError(
+            f"The confusion matrix of {count} classes has {count} or {count + 1} rows and {count} columns; "
+            f"got {list(np.shape(matrix))}."
+        )
+    fractions = row_fractions(matrix)
+    # inches: a cell of a small matrix holds a number; labels need an eighth of an inch each
+    side = float(np.clip(0.27 * count, 1.2, 8))
+    names = [shortened(name) for name in class_names]
+    label = 0.065 * max(map(len, names), default=0) + 0.35
+    width, height = label + side + 0.15, label + side + 0.4
+    figure, axes = _subplots((width, height), layout=None)  # the layout engine would draw every text twice more
+    axes.set_position((label / width, label / height, side / width, side / height))
+    axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    labelled = range(0, count, max(math.ceil(count / 60), 1))
+    axes.set_xticks(labelled, [names[index] for index in labelled], rotation=90, fontsize=7)
+    axes.set_yticks(labelled, [names[index] for index in labelled], fontsize=7)
+    axes.tick_params(length=2)
+    for row, column in np.argwhere(fractions >= 0.01).tolist() if count <= 30 else ():
+        colour = "white" if fractions[row, column] > 0.5 else "black"
+        text = f"{100 * fractions[row, column]:.0f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+    axes.set(xlabel="predicted", ylabel="true")
+    # with fixed places nothing needs to measure the labels of the ticks
+    axes.set_title(title or "% of each class's pixels", y=1 + 0.08 / side)
+    axes.xaxis.set_label_coords(0.5, -(label - 0.2) / side)
+    axes.yaxis.set_label_coords(-(label - 0.2) / side, 0.5)
     return figure
+
+
+def row_fractions(matrix: np.ndarray) -> np.ndarray:
+    """Divides each row of a confusion matrix by its sum: float64 [C, C].
+
+    Args:
+        matrix: pixel counts [C+1, C] or [C, C]; row C (void) is left out. The row of a class without pixels stays 0.
+    """
+    counts = np.asarray(matrix, dtype=float)
+    counts = counts[: counts.shape[1]]
+    sums = counts.sum(1, keepdims=True)
+    return np.divide(counts, sums, out=np.zeros_like(counts), where=sums > 0)
+
+
+def shortened(name: str, length: int = 24) -> str:
+    """A name of at most ``length`` characters; of a longer one the middle is left out."""
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[length // 2 + 1 - length :]}"
 
 
 def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], title: str = "") -> "Figure":
@@ -182,7 +244,9 @@ def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], t
         class_names: C names.
         title: title of the figure.
     """
-    figure, axes = _subplots((5, 1.2 + 0.22 * len(class_names)))
+    height, label = 1.2 + 0.22 * len(class_names), 0.2 + 0.075 * max(map(len, class_names), default=0)
+    figure, axes = _subplots((5, height), layout=None)  # see confusion_figure
+    axes.set_position((label / 5, 0.5 / height, (4.8 - label) / 5, 1 - 0.9 / height))
     thickness = 0.8 / len(iou)
     for number, (name, values) in enumerate(iou.items()):
         positions = np.arange(len(class_names)) + (number - (len(iou) - 1) / 2) * thickness
@@ -190,19 +254,53 @@ def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], t
         if len(iou) == 1:
             axes.bar_label(bars, ["" if value != value else f"{value:.2f}" for value in values], fontsize=7, padding=2)
     axes.set_yticks(range(len(class_names)), class_names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="IoU", title=title)
+    axes.set(xlim=(0, 1), ylim=(len(class_names) - 0.5, -0.5), xlabel="IoU")
+    axes.set_title(title, y=1 + 0.1 / (height - 0.9))
+    axes.xaxis.set_label_coords(0.5, -0.35 / (height - 0.9))
     if len(iou) > 1:
         axes.legend(fontsize=8)
     return figure
 
 
+def ranges_figure(
+    names: Sequence[str], values: Mapping[str, Sequence[Sequence[float]]], xlabel: str, floor: Mapping[str, float]
+) -> "Figure":
+    """Plots the values of several settings, a plot per split: a bar for each mean, a dot for each run.
+
+    Args:
+        names: of the settings, from the top.
+        values: ``{split: the values of each setting}``.
+        xlabel: label of the horizontal axes.
+        floor: a value of each split to mark by a dotted line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(values) + 1, 1.1 + 0.32 * len(names)), layout="constrained")
+    plots = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    for axes, (split, of_settings) in zip(plots, values.items(), strict=True):
+        means = [float(np.mean(each)) if len(each) else 0.0 for each in of_settings]
+        axes.barh(range(len(names)), means, 0.6, color="tab:blue", alpha=0.35)
+        for row, each in enumerate(of_settings):
+            axes.plot(each, [row] * len(each), "o", color="tab:blue", markersize=4)
+        if split in floor:
+            axes.axvline(floor[split], color="grey", linewidth=1, linestyle=":")
+        axes.set(xlabel=xlabel, title=split, xlim=(0, None))
+    plots[0].set_yticks(range(len(names)), names)
+    plots[0].invert_yaxis()
+    return figure
+
+
 def as_array(figure: "Figure", dpi: int = 100) -> np.ndarray:
     """Renders a matplotlib figure as RGB uint8 [h, w, 3]."""
-    file = io.BytesIO()
-    figure.savefig(file, dpi=dpi, format="png")
-    with Image.open(file) as image:
-        return np.array(image.convert("RGB"))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    before = figure.dpi
+    figure.dpi = dpi
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    figure.dpi = before
+    return pixels
 
 
 def save_png(picture: "np.ndarray | Figure", path: Path | BinaryIO) -> None:
@@ -211,12 +309,12 @@ def save_png(picture: "np.ndarray | Figure", path: Path | BinaryIO) -> None:
     Image.fromarray(picture).save(path, "PNG", optimize=True)
 
 
-def _legend_positions(names: Sequence[str], width: int, gap: int) -> list[tuple[int, int]]:
+def _legend_positions(names: Sequence[str], width: int, gap: int, type_size: int) -> list[tuple[int, int]]:
     """Positions of the names of a legend: (x in pixels, line number)."""
-    font, x, line_number = ImageFont.load_default(11), gap, 0
+    font, x, line_number = ImageFont.load_default(type_size), gap, 0
     positions: list[tuple[int, int]] = []
     for name in names:
-        length = int(font.getlength(name)) + 28
+        length = int(font.getlength(name)) + type_size + 17
         if x + length > width and x > gap:
             x, line_number = gap, line_number + 1
         positions.append((x, line_number))
@@ -224,9 +322,11 @@ def _legend_positions(names: Sequence[str], width: int, gap: int) -> list[tuple[
     return positions
 
 
-def _subplots(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+def _subplots(
+    size: tuple[float, float], layout: Literal["constrained"] | None = "constrained"
+) -> "tuple[Figure, Axes]":
     """Creates a figure of ``size`` (width, height in inches) with one plot."""
     from matplotlib.figure import Figure  # not pyplot, which opens windows and keeps global state
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=layout)
     return figure, figure.subplots()

@@ -23,6 +23,7 @@ LOGS = "lightning_logs"
 SPLITS = ("val", "test")
 Line = dict[str, float]
 """The scalars of one epoch, by name."""
+_FIRST = ("epoch", "step", "seconds")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ class RunFolder:
     def scores(self, split: str) -> Path:
         """The scores of a split, as JSON."""
         return self.path / f"{split}.json"
+
+    def image_scores(self, split: str) -> Path:
+        """The scores of each image of a split, as CSV (:func:`write_image_scores`)."""
+        return self.path / f"{split}_images.csv"
 
     def split_list(self, split: str) -> Path:
         """The names of the images that the run trained (``train``) or validated (``val``) on."""
@@ -253,21 +258,82 @@ def write_matrices(path: Path, matrices: ConfusionMatrices, save: Save = write_a
     save(path, lambda file: np.savez_compressed(file, allow_pickle=False, **matrices.to_arrays()))
 
 
+def write_image_scores(
+    path: Path,
+    matrices: ConfusionMatrices,
+    class_names: Sequence[str],
+    images: Sequence[str],
+    save: Save = write_atomically,
+) -> None:
+    """Writes the scores of each image as CSV, in the order of the split's list.
+
+    The columns are ``path``; ``rank`` by mIoU, the best is 1; ``miou`` and ``pixel_accuracy``, empty for an image that
+    is all void; ``iou/<class>``, empty for a class that occurs neither in the image's prediction nor in its target.
+
+    Args:
+        path: of the file.
+        matrices: of the images.
+        class_names: one name per class.
+        images: their paths; fewer where they are not known.
+        save: as in :func:`write_text`.
+    """
+    miou = matrices.miou_per_image()
+    rank = np.empty(len(matrices), dtype=int)
+    rank[np.argsort(-np.nan_to_num(miou, nan=-1), kind="stable")] = np.arange(1, len(matrices) + 1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "rank", "miou", "pixel_accuracy", *(f"iou/{name}" for name in class_names)])
+    scores = np.column_stack([miou, matrices.pixel_accuracy_per_image(), matrices.iou_per_image()])
+    for index, values in enumerate(scores):
+        cells = ["" if value != value else f"{value:.6g}" for value in values.tolist()]
+        writer.writerow([images[index] if index < len(images) else "", rank[index], *cells])
+    write_text(path, text.getvalue(), save)
+
+
 def write_lines(path: Path, lines: Sequence[Line]) -> None:
     """Writes the scalars of each epoch as CSV, atomically."""
-    text = io.StringIO()
-    first = ("epoch", "step", "seconds")
-    names = sorted({name for line in lines for name in line} - set(first))
-    writer = csv.DictWriter(text, [*first, *names], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())
+    names = sorted({name for line in lines for name in line} - set(_FIRST))
+    columns = [*_FIRST, *names]
+    write_text(path, _csv([dict(zip(columns, columns, strict=True)), *lines], columns))
+
+
+def append_line(path: Path, line: Line) -> None:
+    """Adds the scalars of another epoch to the file of :func:`write_lines`.
+
+    Only a scalar without a column makes it write the whole file again.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        columns = next(csv.reader(file), [])
+    if set(line) <= set(columns):
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_csv([line], columns))
+    else:
+        write_lines(path, [*read_lines(path), line])
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Reads what :func:`write_lines` wrote; an empty cell is a scalar that the epoch does not have."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: float(value) for name, value in line.items() if value} for line in csv.DictReader(file)]
+    """Reads what :func:`write_lines` and :func:`append_line` wrote.
+
+    An empty cell is a scalar that the epoch does not have. A last line without its end is left out: its run was killed
+    while it wrote.
+
+    Raises:
+        ValueError: a cell is no number.
+    """
+    text = path.read_text(encoding="utf-8")
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    return [{name: _scalar(name, value) for name, value in line.items() if value} for line in csv.DictReader(whole)]
+
+
+def _scalar(name: str, value: str) -> float:
+    # whole numbers stay so when the line is written again
+    return int(float(value)) if name in ("epoch", "step") else float(value)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _read_scores(folder: RunFolder, split: str) -> SplitScores:

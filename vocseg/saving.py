@@ -173,8 +173,9 @@ def unique_names(entries: Iterable[tuple[str, Path]]) -> dict[Path, str]:
     It is ``photo`` for ``photo.jpg``; ``photo.webp``, then ``photo_2``, when another file has that name.
     """
     taken: dict[str, Path] = {}
+    numbers: dict[str, Iterator[int]] = {}  # kept for each name: many folders may have a file of the same name
     for name, path in dict.fromkeys(entries):
-        numbered = (f"{name}_{number}" for number in count(2))
+        numbered = (f"{name}_{number}" for number in numbers.setdefault(name, count(2)))
         taken[next(other for other in chain([name, name + path.suffix], numbered) if other not in taken)] = path
     return {path: name for name, path in taken.items()}
 

@@ -21,8 +21,8 @@ from vocseg.components import SavesInitArgs, class_path_of, plain, to_config
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.decoders import Decoder
 from vocseg.errors import VocsegError
-from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map
-from vocseg.initialization import start_from
+from vocseg.inference import Inference, batch_logits, label_map, preprocess, probability_map, without_padding
+from vocseg.initialization import checkpoint_of, start_from
 from vocseg.losses import Loss, inverse_frequency, loss_totals
 from vocseg.metrics import Result, SegmentationMetric
 from vocseg.network import SegmentationNetwork
@@ -138,7 +138,9 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             raise VocsegError(f"layer_decay must be above 0 and at most 1 (0.75, say); got {layer_decay}.")
         self.norm_weight_decay, self.layer_decay = norm_weight_decay, layer_decay
         self.train_loss = MeanMetric()
-        self.metrics = nn.ModuleDict({stage: SegmentationMetric(len(self.class_names)) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict(
+            {stage: SegmentationMetric(len(self.class_names), self.class_names) for stage in ("val", "test")}
+        )
         self.results: dict[str, Result] = {}
         self.inference = Inference()
         self.predict_probabilities = False
@@ -200,6 +202,20 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         """
         start_from(self.network, self.class_names, source)
         return self
+
+    @classmethod
+    def from_run(cls, run: str | Path, **components: Any) -> Self:
+        """Loads the best checkpoint of a run, in eval mode and on the CPU.
+
+        Args:
+            run: its name (the newest run of that name below ``lightning_logs``), its folder, or a checkpoint.
+            **components: those that the checkpoint could not record.
+
+        Raises:
+            VocsegError: there is no such run, or it has no checkpoint.
+        """
+        path = checkpoint_of(run)
+        return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **components).eval()
 
     def infer(self, image: Tensor) -> Tensor:
         """Computes logits, or the logarithm of mean probabilities, as ``inference`` says; without gradients.
@@ -466,12 +482,11 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         by_position = range(first * world + rank, (first + len(image)) * world + rank, world)  # as samplers deal them
         logits: list[Any] = [None] * len(image)
         for indices, part in batch_logits(self.infer, image, extras.get("input_size")):
-            height, width = part.shape[-2:]
-            metric.update_loss(*loss_totals(self.loss, part, mask[indices, :height, :width]))
+            metric.update_loss(*loss_totals(self.loss, part, without_padding(mask, indices, part.shape[-2:])))
             for index, scores in zip(indices, part, strict=True):
                 logits[index] = scores
         labels = [label_map(scores, target.shape[-2:]) for scores, target in zip(logits, targets, strict=True)]
-        indices = [int(index) for index in extras.get("index", by_position)]
+        indices = torch.as_tensor(extras.get("index", by_position)).tolist()
         metric.update(labels, list(targets), indices)
         return {"index": indices, "labels": labels, "logits": logits}
 

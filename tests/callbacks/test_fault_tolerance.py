@@ -186,7 +186,7 @@ def test_sigterm_saves_and_prints_how_to_resume(fit, tmp_path, capsys):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert fit(tmp_path, *signal_at(0, 2, signal.SIGTERM))[0] == 143
     err = capsys.readouterr().err
-    assert "Saved in epoch 0, after step 3. To resume: vocseg fit --config quickstart" in err
+    assert "Saved in epoch 1, after step 3. To resume: vocseg fit --config quickstart" in err
     assert "--ckpt_path last" in err
     assert "Traceback" not in err
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

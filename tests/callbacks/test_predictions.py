@@ -1,5 +1,7 @@
 """The files that predictions and test masks are written to; the command is tested in test_lightning_cli.py."""
 
+import pickle
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,26 +12,65 @@ from PIL import Image
 
 from vocseg.callbacks import PredictionWriter, TestMasks
 from vocseg.data.datasets import PredictionDataset
+from vocseg.data.labels import VOC_PALETTE
+from vocseg.overlays import OVERLAY_COLOURS
 from vocseg.saving import OwnedFolder, write_mask
 
 
+def predict(folder, images, labels, **settings):
+    """Writes predictions, as a trainer would, of the images at these paths; the writer."""
+    datasets = {"predict": PredictionDataset(images, None)}
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(datasets=datasets), is_global_zero=True, ckpt_path=None)
+    task = SimpleNamespace(class_names=["background", "bird", "cat"])
+    writer = PredictionWriter(str(folder), **settings)
+    writer.setup(trainer, task, "predict")
+    batch = {"path": [str(path) for path in images], "unreadable": []}
+    writer.write_on_batch_end(trainer, task, [labels] * len(images), None, batch, 0, 0)
+    writer.on_predict_end(trainer, task)
+    return writer
+
+
 @pytest.mark.parametrize(
-    ("left", "right", "caption"), [(0, 0, "background"), (0, 2, "cat"), (2, 2, "cat"), (1, 2, "bird, cat")]
+    ("left", "right", "names"), [(0, 0, ["background"]), (0, 2, ["cat"]), (2, 2, ["cat"]), (1, 2, ["bird", "cat"])]
 )
-def test_the_page_names_every_predicted_class(left, right, caption, tmp_path):
+def test_the_page_names_every_predicted_class(left, right, names, tmp_path):
     path = tmp_path / "photo.png"
     Image.fromarray(np.zeros((4, 6, 3), dtype=np.uint8)).save(path)
-    datasets = {"predict": PredictionDataset([path], None)}
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(datasets=datasets), is_global_zero=True)
-    task = SimpleNamespace(class_names=["background", "bird", "cat"])
     labels = torch.full((4, 6), left, dtype=torch.uint8)
     labels[:, 3:] = right
-    writer = PredictionWriter(str(tmp_path / "out"))
-    writer.setup(trainer, task, "predict")
-    writer.write_on_batch_end(trainer, task, [labels], None, {"path": [str(path)], "unreadable": []}, 0, 0)
-    writer.on_predict_end(trainer, task)
-    assert f">photo.png: {caption}<" in (tmp_path / "out" / "index.html").read_text()
+    predict(tmp_path / "out", [path], labels)
+    page = (tmp_path / "out" / "index.html").read_text()
+    card = page[page.index("<h2>photo.png</h2>") :]
+    assert re.findall(r'</span>(\w+) <span class="share">', card) == names
+    assert ("Only background was predicted" in page) == (names == ["background"])
     assert np.array_equal(np.array(Image.open(tmp_path / "out" / "photo.png")), labels.numpy())
+
+
+def test_thumbnails_show_photograph_overlay_and_mask(tmp_path):
+    path, labels = tmp_path / "photo.png", torch.zeros((720, 1200), dtype=torch.uint8)
+    Image.fromarray(np.full((720, 1200, 3), 200, dtype=np.uint8)).save(path)
+    labels[:, 600:] = 2
+    predict(tmp_path / "out", [path], labels, overlays=False)
+    small = {file.parent.name: Image.open(file) for file in (tmp_path / "out" / "thumbnails").rglob("*.jpg")}
+    assert {name: picture.size for name, picture in small.items()} == dict.fromkeys(
+        ("photograph", "overlay", "mask"), (480, 288)
+    )
+    pixels = {name: np.array(picture)[20, [100, 460]].astype(int) for name, picture in small.items()}
+    assert np.abs(pixels["photograph"] - 200).max() < 4
+    assert np.abs(pixels["mask"] - VOC_PALETTE[[0, 2]]).max() < 4
+    assert np.abs(pixels["overlay"][0] - 200).max() < 4
+    assert np.abs(pixels["overlay"][1] - (0.6 * 200 + 0.4 * OVERLAY_COLOURS[2])).max() < 4
+    assert ">Overlay</a>" not in (tmp_path / "out" / "index.html").read_text()  # none to link to
+
+
+def test_a_writer_keeps_no_pictures(tmp_path):
+    rng, sizes = np.random.default_rng(0), []
+    path = tmp_path / "photo.png"
+    Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
+    writer = predict(tmp_path / "out", [path], torch.ones((60, 80), dtype=torch.uint8))
+    sizes = [len(pickle.dumps(one)) for one in writer._shown]
+    assert len(sizes) == 1
+    assert sizes[0] < 400
 
 
 @pytest.fixture

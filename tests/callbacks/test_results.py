@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import math
@@ -56,6 +57,12 @@ def test_the_test_scores_are_written_to_the_run_folder(tmp_path):
     )
     assert scores["mean_accuracy"] == pytest.approx((5 / 6 + 1) / 2)
     assert scores["iou"] == {"background": pytest.approx(5 / 6), "a": pytest.approx(2 / 3), "b": None}
+    with (tmp_path / "test_images.csv").open(newline="") as file:
+        (image,) = csv.DictReader(file)
+    assert image == {
+        **{"path": "a.jpg", "rank": "1", "miou": "0.75", "pixel_accuracy": "0.875"},
+        **{"iou/background": "0.833333", "iou/a": "0.666667", "iou/b": ""},
+    }
     with np.load(tmp_path / "test.npz") as file:
         matrices = ConfusionMatrices.from_arrays(file)
     assert matrices[0].tolist() == [[5, 1, 0], [0, 2, 0], [0, 0, 0], [0, 1, 0]]
@@ -83,6 +90,6 @@ def test_the_best_epoch_of_a_resumed_run_may_be_before_the_interruption(capsys):
     before, resumed, better = ResultTable(), ResultTable(), ResultTable()
     train(before, epoch=3, label_of_a=1)
     resumed.load_state_dict(before.state_dict())
-    assert train(resumed, epoch=4, label_of_a=0) == "Best epoch 3, val/miou 0.7500: before the interruption.\n"
+    assert train(resumed, epoch=4, label_of_a=0) == "Best epoch 4, val/miou 0.7500: before the interruption.\n"
     better.load_state_dict({"epoch": 0, "miou": 0.1})
-    assert "Validation, best epoch by val/miou (4)" in train(better, epoch=4, label_of_a=1)
+    assert "Validation, best epoch by val/miou (5)" in train(better, epoch=4, label_of_a=1)

@@ -55,17 +55,30 @@ def test_training_and_validation_loss_are_in_one_chart(events):
 
 
 def test_previews_are_drawn_after_each_validation_and_figures_as_configured(events):
-    assert len(events.Images("val/previews")) == 3
+    validations = [event.step for event in events.Scalars("val/miou")]
+    assert len(validations) == 3
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("val/preview")]
+    assert sorted(tags) == ["val/preview_1", "val/preview_2", "val/preview_3"]
+    assert all([event.step for event in events.Images(tag)] == validations for tag in tags)
     assert len(events.Images("val/confusion")) == len(events.Images("val/iou")) == 1
     assert len(events.Images("test/confusion")) == len(events.Images("test/iou")) == 1
-    assert [event.step for event in events.Images("val/previews")] == [e.step for e in events.Scalars("val/miou")]
-    for name in ("val/previews", "val/confusion", "val/iou"):
+    for name in ("val/preview_1", "val/confusion", "val/iou"):
         assert picture(events.Images(name)[0]).std() > 10  # not blank
-    first, last = (picture(events.Images("val/previews")[index]) for index in (0, -1))
-    assert first.shape[1] == last.shape[1] == 4 + 4 * 164
-    quarter = first.shape[1] // 4
-    assert np.array_equal(first[16:200, :quarter], last[16:200, :quarter])  # the same images and truths
-    assert not np.array_equal(first[16:200, 2 * quarter :], last[16:200, 2 * quarter :])
+    first, last = (picture(events.Images("val/preview_1")[index]) for index in (0, -1))
+    assert first.shape[1] == last.shape[1] == 4 + 2 * 244
+    assert np.array_equal(first[:180], last[:180])  # the same image and truth
+    assert not np.array_equal(first[200:380, :200], last[200:380, :200])
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning_and_the_fit_ends(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("vocseg.callbacks.tensorboard.confusion_figure", fail)
+    with pytest.warns(UserWarning, match="ScoreFigures could not draw: RuntimeError: no font"):
+        fit_plain_tensors(tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [MaskPreviews(2), ScoreFigures()])
+    events = EventAccumulator(str(tmp_path / "a" / "b")).Reload()
+    assert set(events.Tags()["images"]) == {"val/preview_1", "val/preview_2"}
 
 
 def test_a_later_test_is_logged_at_the_step_of_its_checkpoint(run, events):
@@ -80,8 +93,12 @@ def test_hparams_declare_both_metrics_and_not_lightnings_default(events):
         plugins[name] = plugin_data_pb2.HParamsPluginData.FromString(contents(name).plugin_data.content)
     experiment = plugins["_hparams_/experiment"].experiment
     assert {info.name.tag for info in experiment.metric_infos} == {"val/miou", "test/miou"}
+    order = [info.name for info in experiment.hparam_infos]
+    assert order[:4] == ["optimizer/lr", "backbone_lr", "loss", "backbone"]
+    assert order.index("data/seed") < order.index("backbone/widths")
     started = plugins["_hparams_/session_start_info"].session_start_info.hparams
     assert started["backbone"].string_value == "StridedEncoder"
+    assert started["loss"].string_value == "CrossEntropy"
     assert started["optimizer/lr"].number_value == 0.003
     assert started["data/batch_size"].number_value == 4
     assert "hp_metric" not in events.Tags()["scalars"]
@@ -110,7 +127,7 @@ def fit_plain_tensors(folder, logger, callbacks, task=None):
 def test_images_of_other_data_are_drawn_too(tmp_path):
     fit_plain_tensors(tmp_path, TensorBoardLogger(tmp_path, "a", "b"), [Charts(), MaskPreviews(2), ScoreFigures()])
     events = EventAccumulator(str(tmp_path / "a" / "b")).Reload()
-    assert {"val/previews", "val/confusion", "val/iou"} <= set(events.Tags()["images"])
+    assert {"val/preview_1", "val/preview_2", "val/confusion", "val/iou"} <= set(events.Tags()["images"])
 
 
 class UsersTask(L.LightningModule):

@@ -97,11 +97,11 @@ def test_pasted_sample_has_draws_of_its_own(voc_root):
     pipeline, own, other = dataset.pipeline, 0, 0
     for index in range(10):
         item = dataset[(0, index)]
-        base = pipeline(*dataset.stored(index), epoch=0, index=index)
+        base = pipeline.transform(*dataset.stored(index), epoch=0, index=index)
         changed = (item["image"] != base["image"]).any(0)
         sources = [(j, flipped) for j in range(10) for flipped in (False, True) if j != index]
         for j, flipped in sources:
-            image = pipeline(*dataset.stored(j), epoch=0, index=j)["image"]
+            image = pipeline.transform(*dataset.stored(j), epoch=0, index=j)["image"]
             if torch.equal((image.flip(-1) if flipped else image)[:, changed], item["image"][:, changed]):
                 own, other = own + (not flipped), other + flipped
     assert own + other == 10

@@ -14,7 +14,7 @@ from vocseg.data.files import ImageReader, Sample, as_rgb, check_samples, read_i
 from vocseg.data.labels import VOC_CLASSES, VOC_PALETTE
 from vocseg.data.lists import find_tree, read_split
 from vocseg.data.masks import MaskReader
-from vocseg.data.transforms import MEAN, STD, Pipeline
+from vocseg.data.transforms import MEAN, STD, Pipeline, normalise
 from vocseg.errors import VocsegError
 
 VOC_MASKS = MaskReader(VOC_CLASSES)
@@ -206,6 +206,7 @@ def trained_mean(path, settings):
     trains = SegmentationDataset([sample], pipeline, evaluates=False, images=images)[0]["image"]
     predicts = PredictionDataset([path], pipeline, images)[0]["image"]
     assert torch.equal(trains, predicts)
+    trains = normalise(trains)
     return float(((trains * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255).mean())
 
 

@@ -7,7 +7,7 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -71,6 +71,7 @@ def is_brighter_than_one(path: Path) -> bool:
 def test_files_give_correct_items_or_errors_that_name_them(
     image_mode, mask_mode, size, shift, labels, num_classes, void_label, pipeline, seed, tmp_path_factory
 ):
+    assume(not pipeline.startswith("jitter") or min(size) > 1)  # half of one pixel is none
     rng = np.random.default_rng(seed)
     mask_size = (size[0] + shift, size[1])
     sample = write_sample(tmp_path_factory.mktemp("files"), image_mode, mask_mode, size, mask_size, labels, rng)
@@ -87,8 +88,7 @@ def test_files_give_correct_items_or_errors_that_name_them(
             data[3, 0]
         return
     item = data[3, 0]
-    assert item["image"].dtype == torch.float32
-    assert torch.isfinite(item["image"]).all()
+    assert item["image"].dtype == item["mask"].dtype == torch.uint8
     assert item["mask"].shape == item["image"].shape[1:]
     assert set(item["mask"].unique().tolist()) <= {*stored.ravel().tolist(), void_label, 255}
     assert np.array_equal(item["original_mask"].numpy(), stored)

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import albumentations as A
 import numpy as np
 import pytest
 import torch
 
+from vocseg.data.datasets import SegmentationDataset, collate
+from vocseg.data.files import Sample
 from vocseg.data.transforms import (
     EVAL_PIPELINES,
     MEAN,
@@ -11,6 +15,8 @@ from vocseg.data.transforms import (
     Pipeline,
     check_only_resizes,
     make_transforms,
+    normalise,
+    normalise_batch,
     to_tensor,
     transform_to_config,
 )
@@ -169,3 +175,47 @@ def test_jitter_scales_an_object_by_at_least_half_and_pads_small_images_with_voi
     assert 0.45 <= min(scales) < 0.6
     assert largest - 0.15 < max(scales) <= largest + 0.05
     assert max(voids) > 0.8
+
+
+@pytest.mark.parametrize("size", [(7, 9), (3, 3), (1, 300)])
+def test_normalising_a_batch_equals_normalising_each_image(size):
+    images = np.random.default_rng(0).integers(0, 256, (4, *size, 3), dtype=np.uint8)
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    expected = torch.stack([to_tensor(image) for image in images])
+    for given in (batch, batch.contiguous()):
+        assert torch.equal(normalise(given), expected)
+    assert torch.equal(normalise(batch[0]), expected[0])
+    masks = torch.full((4, *size), 255, dtype=torch.uint8)
+    given = {"image": batch, "mask": masks, "index": 3}
+    changed = normalise_batch(given)
+    assert changed["mask"].dtype == torch.int64
+    assert (changed["mask"] == 255).all()
+    assert given["image"] is batch  # the given batch is not changed
+    assert torch.equal(normalise_batch(changed)["image"], expected)  # what is normalised stays so
+
+
+def test_pipeline_is_its_transform_and_normalisation():
+    pipeline = Pipeline(TRAIN_PIPELINES["crop"](32, 40), 21)
+    stored, ready = pipeline.transform(IMAGE, MASK, 2, 5), pipeline(IMAGE, MASK, 2, 5)
+    assert stored["image"].dtype == stored["mask"].dtype == torch.uint8
+    assert torch.equal(ready["image"], to_tensor(stored["image"].permute(1, 2, 0).numpy()))
+    assert torch.equal(ready["mask"], stored["mask"].long())
+
+
+class SometimesFloat(A.ImageOnlyTransform):
+    """Gives floats of 0 to 255, for every second image on average."""
+
+    def apply(self, img, **params):
+        return img.astype(np.float32)
+
+
+def test_transforms_that_give_floats_are_normalised_at_once_and_can_share_a_batch():
+    arrays = [(IMAGE, MASK)] * 8
+    samples = [Sample(Path(f"{index}.jpg"), Path(f"{index}.png")) for index in range(8)]
+    pipeline = Pipeline([SometimesFloat(p=0.5)], 21)
+    for copy_paste in (0.0, 1.0):
+        data = SegmentationDataset(samples, pipeline, evaluates=False, arrays=arrays, copy_paste=copy_paste)
+        items = [data[0, index] for index in range(8)]
+        assert {item["image"].dtype for item in items} == {torch.uint8, torch.float32} or copy_paste
+        image = normalise_batch(collate(items))["image"]
+        assert all(torch.equal(each, to_tensor(IMAGE)) for each in image)

@@ -44,9 +44,12 @@ def are_equal(first, second):
 
 
 def test_training_batches_have_the_documented_keys_shapes_and_types(voc_root):
-    batches = read_epoch(build_data(voc_root).train_dataloader(), 0)
+    data = build_data(voc_root)
+    batches = read_epoch(data.train_dataloader(), 0)
     assert len(batches) == 2  # 10 = 2 x 4 + 2; the incomplete batch is dropped
-    for batch in batches:
+    for stored in batches:
+        assert stored["image"].dtype == stored["mask"].dtype == torch.uint8
+        batch = data.on_after_batch_transfer(stored, 0)
         assert set(batch) == {"image", "mask", "index"}
         assert batch["image"].shape == (4, 3, 48, 48)
         assert batch["image"].dtype == torch.float32

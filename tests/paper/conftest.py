@@ -5,7 +5,7 @@ import pytest
 
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.metrics import ConfusionMatrices, Result, iou_of, scores_of
-from vocseg.paper.records import write_record
+from vocseg.records import write_record
 from vocseg.run_folder import RunFolder
 from vocseg.saving import write_mask
 

@@ -3,11 +3,13 @@
 Lightning sets some attributes of its Trainer without declaring them, and a user's own task need not have ours.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from torch import Tensor
 
 from vocseg.errors import VocsegError
@@ -65,8 +67,24 @@ def class_names_of(pl_module: L.LightningModule) -> list[str]:
     return list(getattr(pl_module, "class_names", ()))
 
 
-def labelled_images(outputs: Any) -> list[tuple[int, Tensor]]:
-    """Index and label map of each image of an evaluation step; empty where the step returned something else."""
+def labelled_images(outputs: Any, only: Collection[int] | None = None) -> list[tuple[int, int, np.ndarray]]:
+    """Index, position in the batch and label map (uint8 [H, W]) of each image of an evaluation step.
+
+    Args:
+        outputs: of the step; of a step that returned something else there are none.
+        only: indices of the images that are wanted; None: all.
+    """
     if not isinstance(outputs, Mapping) or not {"index", "labels"} <= set(outputs):
         return []
-    return list(zip(outputs["index"], outputs["labels"], strict=True))
+    wanted = [at for at, index in enumerate(outputs["index"]) if only is None or index in only]
+    maps = to_arrays([outputs["labels"][at] for at in wanted])
+    return [(outputs["index"][at], at, labels) for at, labels in zip(wanted, maps, strict=True)]
+
+
+def to_arrays(maps: Sequence[Tensor]) -> list[np.ndarray]:
+    """Label maps, integer [H_i, W_i] each, as uint8 arrays; with one transfer from the device for all."""
+    if not maps:
+        return []
+    pixels = torch.cat([labels.flatten().to(torch.uint8) for labels in maps]).cpu()
+    parts = pixels.split([labels.numel() for labels in maps])
+    return [part.reshape(labels.shape).numpy() for part, labels in zip(parts, maps, strict=True)]

@@ -85,12 +85,12 @@ class GracefulShutdown(L.Callback):
             and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         ):
             trainer.save_checkpoint(last_path(self.last), weights_only=False)
-            self._exit(trainer, f"in epoch {trainer.current_epoch}, after step {trainer.global_step}")
+            self._exit(trainer, f"in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Exits between two epochs: the checkpoint of the previous one has been saved."""
         if self._shutdown_wanted(trainer) and trainer.current_epoch > 0:
-            self._exit(trainer, f"after epoch {trainer.current_epoch - 1}")
+            self._exit(trainer, f"after epoch {trainer.current_epoch}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes that the epoch has ended; Lightning saves checkpoints after this."""

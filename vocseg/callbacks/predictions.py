@@ -1,16 +1,16 @@
-"""Writers of predictions: palette PNG files, overlays, probabilities, and a page that shows them all."""
+"""Writers of predictions: palette PNG files, overlays, probabilities, and pages that show them all."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2  # albumentations' own dependency
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from torch import Tensor
 
-from vocseg import pages
 from vocseg.callbacks.base import (
     check_in_all_processes,
     class_names_of,
@@ -19,31 +19,40 @@ from vocseg.callbacks.base import (
     owned_test_files,
     run_folder_of,
     test_samples_of,
+    to_arrays,
 )
 from vocseg.data.files import ImageReader
 from vocseg.data.lists import expand
 from vocseg.errors import VocsegError
 from vocseg.metrics import all_gather_objects
-from vocseg.plots import legend_of, overlay
+from vocseg.overlays import overlay
+from vocseg.plots import coloured
+from vocseg.prediction_page import Shown, page_paths, thumbnail_paths, write_pages
 from vocseg.run_folder import RunFolder
-from vocseg.saving import OwnedFolder, sample_names, unique_names, write_mask, write_text
+from vocseg.saving import OwnedFolder, sample_names, unique_names, write_mask
 
-THUMBNAIL = (320, 240)
+THUMBNAIL = (480, 360)
+"""Largest width and height of a thumbnail in pixels."""
+VISIBLE = 0.002
+"""Share of an image's pixels from which the page names a class."""
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes each image's label map as a palette PNG at the image's own size, as VOC's masks are, and pictures of it.
 
-    ``<folder>/<name>.png`` is the mask, ``overlays/<name>.jpg`` the image with the mask's colours over it,
-    ``probabilities/<name>.npz`` the class probabilities, and ``index.html`` one page with all overlays inside. The name
-    is the image's path relative to the given folder, without its ending. Only files that an earlier prediction wrote
-    are replaced.
+    ``<folder>/<name>.png`` is the mask, ``overlays/<name>.jpg`` the image with the mask's colours over it, and
+    ``probabilities/<name>.npz`` the class probabilities. ``index.html`` shows them all, with small images from
+    ``thumbnails``; from 500 images on it continues in ``index_2.html``, ... The name is the image's path relative to
+    the given folder, without its ending. Only files that an earlier prediction wrote are replaced.
+
+    Predictions are written as they come. ``trainer.predict`` also returns them all, and so keeps them in memory, unless
+    it is called with ``return_predictions=False``, as ``vocseg predict`` does.
 
     Args:
         output_dir: folder to write; ``predictions`` in the run's folder if None.
         overlays: write overlays.
         probabilities: write probabilities, float16 [C, H, W] under ``probabilities``, with ``class_names``.
-        contact_sheet: write ``index.html``.
+        contact_sheet: write ``index.html`` and the thumbnails.
     """
 
     def __init__(
@@ -59,7 +68,7 @@ class PredictionWriter(BasePredictionWriter):
         self.folder = Path(output_dir or "predictions").expanduser()
         self.written: dict[str, str] = {}
         self.unreadable: list[str] = []
-        self._shown: list[tuple[str, str]] = []
+        self._shown: list[Shown] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Chooses the folder and the files' names; asks the task for probabilities where they are wanted.
@@ -81,7 +90,7 @@ class PredictionWriter(BasePredictionWriter):
         advice = "Name another folder: --predictions.output_dir"
         self._owned = OwnedFolder(self.folder, "predict", advice, getattr(trainer, "global_rank", 0))
         files = [path for name in self._names.values() for path in self._files(name).values()]
-        files += [self.folder / "index.html"] if self.contact_sheet else []
+        files += page_paths(self.folder, len(paths)) if self.contact_sheet else []
         check_in_all_processes(self._owned, files, paths)
 
     def write_on_batch_end(
@@ -96,19 +105,29 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Writes one batch."""
         self.unreadable += batch["unreadable"]
-        for path, predicted in zip(batch["path"], prediction, strict=True):
-            self._write(path, predicted, class_names_of(pl_module))
+        # probabilities one image at a time: a second copy of a whole batch may not fit into the device's memory
+        probabilities = prediction if self.probabilities else [None] * len(prediction)
+        maps = to_arrays([each.argmax(0) for each in prediction] if self.probabilities else prediction)
+        for path, labels, scores in zip(batch["path"], maps, probabilities, strict=True):
+            self._write(path, labels, scores, class_names_of(pl_module))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Collects the other processes' results; rank 0 writes the contact sheet."""
+        """Collects the other processes' results; rank 0 writes the pages."""
         shares = all_gather_objects((self.written, self.unreadable, self._shown))
         self.written = {name: path for written, _, _ in shares for name, path in written.items()}
         self.unreadable = sorted(problem for _, problems, _ in shares for problem in problems)
-        shown = [picture for _, picture in sorted(pair for _, _, some in shares for pair in some)]
+        shown = [one for _, _, some in shares for one in some]
         if self.contact_sheet and shown and trainer.is_global_zero:
-            problems = [f'<p class="problem">{pages.text(problem)}</p>' for problem in self.unreadable]
-            title = f"Predictions: {len(shown)} image{'s' if len(shown) != 1 else ''}"
-            write_text(self.folder / "index.html", pages.page(title, [*problems, *shown]), self._owned.write)
+            checkpoint = Path(getattr(trainer, "ckpt_path", None) or "")
+            write_pages(
+                self.folder,
+                shown,
+                class_names_of(pl_module),
+                self._owned.write,
+                "/".join(checkpoint.parts[-4:]),  # <name>/version_N/checkpoints/best.ckpt
+                self.unreadable,
+                self.overlays,
+            )
 
     def _files(self, name: str) -> dict[str, Path]:
         """The files of an image, by kind."""
@@ -117,17 +136,18 @@ class PredictionWriter(BasePredictionWriter):
             files["overlay"] = self.folder / "overlays" / f"{name}.jpg"
         if self.probabilities:
             files["probabilities"] = self.folder / "probabilities" / f"{name}.npz"
+        if self.contact_sheet:
+            files |= {f"thumbnail {kind}": path for kind, path in thumbnail_paths(self.folder, name).items()}
         return files
 
-    def _write(self, path: str, predicted: Tensor, class_names: Sequence[str]) -> None:
+    def _write(self, path: str, labels: np.ndarray, probabilities: Tensor | None, class_names: Sequence[str]) -> None:
         name = self._names[Path(path)]
         files = self._files(name)
         self.written[name] = path
-        labels = (predicted.argmax(0) if self.probabilities else predicted).cpu().numpy().astype(np.uint8)
         write_mask(files["mask"], labels, self._owned.write)
-        if self.probabilities:
+        if probabilities is not None:
             arrays = {
-                "probabilities": predicted.cpu().numpy().astype(np.float16),
+                "probabilities": probabilities.cpu().numpy().astype(np.float16),
                 "class_names": np.array(list(class_names)),
             }
             self._owned.write(
@@ -135,17 +155,29 @@ class PredictionWriter(BasePredictionWriter):
             )
         if not (self.overlays or self.contact_sheet):
             return
-        mixed = overlay(self._images.read(Path(path)), labels)
+        image = self._images.read(Path(path))  # again: kept from the loader, the images of some batches would add up
         if self.overlays:
-            picture = Image.fromarray(mixed)
-            self._owned.write(files["overlay"], lambda file: picture.save(file, format="JPEG", quality=92))
+            self._write_jpeg(files["overlay"], overlay(image, labels, class_names=class_names), 92)
         if self.contact_sheet:
-            thumbnail = Image.fromarray(mixed)
-            thumbnail.thumbnail(THUMBNAIL)
-            found = [entry for entry, _ in legend_of([labels], class_names) if entry != class_names[0]]
-            shown = (Path(name).parent / Path(path).name).as_posix()
-            caption = f"{shown}: {', '.join(found) or class_names[0]}"
-            self._shown.append((path, pages.picture(np.array(thumbnail), caption, kind="JPEG")))
+            self._write_thumbnails(path, image, labels, class_names)
+
+    def _write_thumbnails(self, path: str, image: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
+        height, width = labels.shape
+        scale = min(1.0, THUMBNAIL[0] / width, THUMBNAIL[1] / height)
+        size = max(1, round(scale * width)), max(1, round(scale * height))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        small_labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+        # drawn at this size: in a reduced overlay, contours and names would be too small
+        pictures = (small, overlay(small, small_labels, class_names=class_names), coloured(small_labels))
+        name = self._names[Path(path)]
+        for file, picture in zip(thumbnail_paths(self.folder, name).values(), pictures, strict=True):
+            self._write_jpeg(file, picture, 85)
+        shares = np.bincount(labels.ravel(), minlength=256) / labels.size
+        visible = np.flatnonzero(shares >= VISIBLE).tolist()
+        self._shown.append(Shown(path, name, size, {label: float(shares[label]) for label in visible}))
+
+    def _write_jpeg(self, path: Path, picture: np.ndarray, quality: int) -> None:
+        self._owned.write(path, lambda file: Image.fromarray(picture).save(file, format="JPEG", quality=quality))
 
 
 class TestMasks(L.Callback):
@@ -184,8 +216,8 @@ class TestMasks(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes one batch's."""
-        for index, labels in labelled_images(outputs) if self._paths else ():
-            write_mask(self._paths[index], labels.cpu().numpy(), self._owned.write)
+        for index, _, labels in labelled_images(outputs) if self._paths else ():
+            write_mask(self._paths[index], labels, self._owned.write)
 
 
 def _relative_names(paths: Iterable[Path], given: Any) -> list[tuple[str, Path]]:

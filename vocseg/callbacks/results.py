@@ -17,15 +17,15 @@ from vocseg.callbacks.base import (
     test_samples_of,
 )
 from vocseg.metrics import Result
-from vocseg.run_folder import write_result
+from vocseg.run_folder import write_image_scores, write_result
 from vocseg.saving import sample_names
 
 
 class ResultTable(L.Callback):
     """Prints the table of the best validation when training ends, and of each ``validate`` and ``test``.
 
-    ``test`` also writes its scores to ``test.json`` in the run's folder, and each image's confusion matrix to
-    ``test.npz``. The scores are the task's ``results``.
+    ``test`` also writes its scores to ``test.json`` in the run's folder, those of each image to ``test_images.csv``,
+    and each image's confusion matrix to ``test.npz``. The scores are the task's ``results``.
 
     Args:
         monitor: the validation score that the best epoch is chosen by; by mIoU for any other name.
@@ -70,17 +70,19 @@ class ResultTable(L.Callback):
                 trainer,
                 pl_module,
                 self._best_result,
-                f"Validation, best epoch by {self.monitor} ({self._best['epoch']})",
+                f"Validation, best epoch by {self.monitor} ({self._best['epoch'] + 1:.0f})",
             )
         else:
-            best = f"Best epoch {self._best['epoch']:.0f}, {self.monitor} {self._best['score']:.4f}"
+            best = f"Best epoch {self._best['epoch'] + 1:.0f}, {self.monitor} {self._best['score']:.4f}"
             print(f"{best}: before the interruption.")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses to replace scores that ``vocseg test`` did not write."""
         folder, owned = run_folder_of(trainer), owned_test_files(trainer)
         if folder is not None and owned is not None:
-            check_in_all_processes(owned, [folder.scores("test"), folder.matrices("test")])
+            check_in_all_processes(
+                owned, [path("test") for path in (folder.scores, folder.matrices, folder.image_scores)]
+            )
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints the test scores and writes them to the run's folder."""
@@ -100,7 +102,10 @@ class ResultTable(L.Callback):
                     for sample, name in zip(samples, sample_names(samples), strict=True)
                 ],
             }
-            write_result(folder, "test", result, class_names_of(pl_module), more, owned.write)
+            names = class_names_of(pl_module)
+            write_result(folder, "test", result, names, more, owned.write)
+            images = [str(sample.image) for sample in samples]
+            write_image_scores(folder.image_scores("test"), result.matrices, names, images, owned.write)
 
 
 def result_table(result: Result, class_names: list[str], title: str, colours: bool = False) -> Table:

@@ -4,28 +4,67 @@ Nothing of it is done when the run does not log to TensorBoard, and only rank 0 
 """
 
 import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from vocseg.callbacks.base import class_names_of, datamodule_of, is_fast_dev_run, labelled_images
 from vocseg.data.datasets import SegmentationDataset
 from vocseg.data.transforms import MEAN, STD
-from vocseg.plots import as_array, coloured, confusion_figure, errors, iou_figure, legend_of, panels
+from vocseg.plots import as_array, confusion_figure, iou_figure, preview
 
 CHARTS = {"loss": ["train/loss", "val/loss"], "mIoU": ["val/miou", "test/miou"]}
 METRICS = ("val/miou", "test/miou")
+FIRST_SETTINGS = (
+    *("optimizer/lr", "backbone_lr", "loss", "backbone", "backbone/name", "decoder", "schedule", "schedule/kind"),
+    *("data/batch_size", "data/train_transforms", "max_epochs", "data/seed"),
+)
 PICTURES = 50
 """How many pictures of a kind a run draws: more than a page can usefully show would only grow the event file."""
 
 
+class DrawingCallback(L.Callback):
+    """Draws in a thread, while the training goes on; the pictures are complete when the fit, or the test, ends."""
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._drawing: list[Future[None]] = []
+
+    def draw(self, writer: SummaryWriter, step: int, pictures: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Writes pictures, RGB uint8 [H, W, 3] by name, that the thread makes, those of earlier steps first."""
+
+        def write() -> None:
+            for name, picture in pictures().items():
+                writer.add_image(name, picture, step, dataformats="HWC")
+
+        self._thread = self._thread or ThreadPoolExecutor(1, type(self).__name__)
+        self._drawing.append(self._thread.submit(write))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Waits for the pictures. One that cannot be drawn is a warning: the training is worth more than a picture."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        for error in [error for future in self._drawing if (error := future.exception()) is not None]:
+            rank_zero_warn(f"{type(self).__name__} could not draw: {type(error).__name__}: {error}")
+        self._thread, self._drawing = None, []
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Waits as well: the writer is closed next."""
+        self.teardown(trainer, pl_module, "exception")
+
+
 class Charts(L.Callback):
     """Puts training and validation loss in one chart (Custom Scalars) and the run's settings into HPARAMS.
+
+    TensorBoard gives a chart one colour per run; the losses of a run differ by the marks on their lines.
 
     Both metrics of HPARAMS are declared when the fit starts and no value is written for them: TensorBoard shows the
     last ones logged, those of a later ``test`` in the same folder included.
@@ -42,8 +81,10 @@ class Charts(L.Callback):
                 writer.file_writer.add_summary(summary)
 
 
-class MaskPreviews(L.Callback):
+class MaskPreviews(DrawingCallback):
     """Draws the same few validation images after each validation: image, truth, prediction, errors.
+
+    Each image is a picture of its own, ``val/preview_1`` and so on.
 
     From a :class:`vocseg.data.datasets.SegmentationDataset` those that together show the most classes; from other data
     the first of the split.
@@ -54,9 +95,10 @@ class MaskPreviews(L.Callback):
     """
 
     def __init__(self, images: int = 4, every_n_epochs: int | None = None) -> None:
+        super().__init__()
         self.images, self.every_n_epochs = images, every_n_epochs
         self._wanted: list[int] | None = None
-        self._drawn: dict[int, tuple[np.ndarray, ...]] = {}
+        self._drawn: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def on_validation_batch_end(
         self,
@@ -72,25 +114,23 @@ class MaskPreviews(L.Callback):
             return
         if self._wanted is None:
             self._wanted = self._choose(trainer)
-        for position, (index, labels) in enumerate(labelled_images(outputs)):
-            if index in self._wanted:
-                prediction = labels.cpu().numpy().astype(np.uint8)
-                image, truth = _image_and_truth(trainer, batch, position, index)
-                self._drawn[index] = (image, truth, prediction)
+        for index, position, prediction in labelled_images(outputs, self._wanted):
+            image, truth = _image_and_truth(trainer, batch, position, index)
+            self._drawn[index] = (image, truth, prediction)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws them."""
         if not self._drawn:
             return
-        kept = [self._drawn[index] for index in sorted(self._drawn)]
+        kept, names = [self._drawn[index] for index in sorted(self._drawn)], class_names_of(pl_module)
         self._drawn = {}
-        rows = [(image, coloured(truth), coloured(mask), errors(mask, truth)) for image, truth, mask in kept]
-        legend = legend_of([labels for _, truth, mask in kept for labels in (truth, mask)], class_names_of(pl_module))
-        headings = ("image", "truth", "prediction", "errors (blue: missed)")
-        picture = panels(rows, headings, legend)
         writer = writer_of(trainer)
         if writer is not None:
-            writer.add_image("val/previews", picture, steps_of(pl_module), dataformats="HWC")
+            self.draw(
+                writer,
+                steps_of(pl_module),
+                lambda: {f"val/preview_{number}": preview(*each, names) for number, each in enumerate(kept, start=1)},
+            )
 
     def _due(self, trainer: L.Trainer) -> bool:
         return self.images > 0 and draws_now(trainer, self.every_n_epochs)
@@ -99,14 +139,11 @@ class MaskPreviews(L.Callback):
         dataset = _dataset(trainer)
         if dataset is None:
             return list(range(self.images))
-        shares = []
-        for index in range(len(dataset)):
-            _, mask = dataset.stored(index)
-            shares.append(np.bincount(mask.ravel(), minlength=256)[: dataset.pipeline.num_classes] / mask.size)
-        return covering(np.array(shares), self.images)
+        counts = dataset.pixel_counts
+        return covering(counts[:, :-1] / counts.sum(1, keepdims=True), self.images)
 
 
-class ScoreFigures(L.Callback):
+class ScoreFigures(DrawingCallback):
     """Draws the confusion matrix and each class's IoU after validation and test.
 
     Args:
@@ -115,6 +152,7 @@ class ScoreFigures(L.Callback):
     """
 
     def __init__(self, every_n_epochs: int | None = None) -> None:
+        super().__init__()
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -129,13 +167,18 @@ class ScoreFigures(L.Callback):
         writer, result = writer_of(trainer), getattr(pl_module, "results", {}).get(stage)
         if writer is None or result is None or not draws_now(trainer, self.every_n_epochs):
             return
-        names, step = class_names_of(pl_module), steps_of(pl_module)
-        figures = {
-            "confusion": confusion_figure(result.matrices.total(), names),
-            "iou": iou_figure({stage: result.iou}, names, f"mIoU {result.miou:.4f}"),
-        }
-        for name, figure in figures.items():
-            writer.add_image(f"{stage}/{name}", as_array(figure, dpi=80), step, dataformats="HWC")
+        # worker processes may be forked while the thread draws: no import may be under way then
+        import matplotlib.backends.backend_agg  # noqa: F401
+
+        names, miou = class_names_of(pl_module), f"mIoU {result.miou:.4f}"
+
+        def pictures() -> dict[str, np.ndarray]:
+            return {
+                f"{stage}/confusion": as_array(confusion_figure(result.matrices.total(), names), dpi=80),
+                f"{stage}/iou": as_array(iou_figure({stage: result.iou}, names, miou), dpi=80),
+            }
+
+        self.draw(writer, steps_of(pl_module), pictures)
 
 
 def draws_now(trainer: L.Trainer, every_n_epochs: int | None) -> bool:
@@ -188,7 +231,10 @@ def covering(shares: np.ndarray, count: int) -> list[int]:
 
 
 def settings_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-    """The settings that distinguish runs, as one flat mapping of numbers and text."""
+    """The settings that distinguish runs, as one flat mapping of numbers and text; the most often changed come first.
+
+    HPARAMS shows the columns in this order, and few of them at once.
+    """
     data = dict(getattr(datamodule_of(trainer), "hparams", None) or {})
     chosen: dict[str, Any] = {}
     for role in ("backbone", "decoder", "loss", "optimizer", "schedule"):
@@ -201,8 +247,11 @@ def settings_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, A
     names = ("batch_size", "image_size", "train_transforms", "void_trains_as", "train_split", "seed")
     chosen |= {f"data/{name}": data[name] for name in names if name in data}
     chosen |= {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
+    chosen.setdefault("loss", type(getattr(pl_module, "loss", None)).__name__)  # the default
+    first = [name for name in FIRST_SETTINGS if name in chosen]
     return {
-        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in chosen.items()
+        name: chosen[name] if isinstance(chosen[name], bool | int | float | str) else str(chosen[name])
+        for name in dict.fromkeys([*first, *chosen])
     }
 
 

@@ -1,6 +1,5 @@
 """SegmentationDataModule: samples on disk -> batches. Its children only say where the samples are."""
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -12,6 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vocseg.cores import default_workers
+from vocseg.data.check_cache import check_samples_once
 from vocseg.data.checks import check_labels
 from vocseg.data.classes import check_class_names
 from vocseg.data.datasets import (
@@ -22,7 +23,7 @@ from vocseg.data.datasets import (
     collate,
     prepare_worker,
 )
-from vocseg.data.files import CheckedSample, ImageReader, Sample, check_samples, count_pixels
+from vocseg.data.files import CheckedSample, ImageReader, Sample
 from vocseg.data.labels import VOID
 from vocseg.data.lists import find_images, first_images
 from vocseg.data.masks import MaskReader
@@ -32,6 +33,7 @@ from vocseg.data.transforms import (
     Pipeline,
     check_only_resizes,
     make_transforms,
+    normalise_batch,
     transform_to_config,
 )
 from vocseg.errors import VocsegError, check_choice
@@ -46,7 +48,10 @@ class SegmentationDataModule(L.LightningDataModule):
 
     A child implements :meth:`samples`, and passes the settings below on to this constructor.
 
-    The batches are dictionaries:
+    The loaders give images and masks as uint8, and :meth:`on_after_batch_transfer`, which Lightning calls, normalises a
+    batch on its device. A loop of your own calls it too: ``batch = datamodule.on_after_batch_transfer(batch, 0)``.
+
+    The batches are then dictionaries:
 
     - Training: ``image`` float32 [B, 3, h, w], ``mask`` int64 [B, h, w] with 255 = void, and ``index`` int64 [B], the
       indices of the samples in the split's list.
@@ -66,7 +71,8 @@ class SegmentationDataModule(L.LightningDataModule):
         class_names: one name per label.
         image_size: height and width of the network's input in pixels, or one number for both.
         batch_size: images per batch and process.
-        num_workers: worker processes that load data; None: one per CPU core, at most 8.
+        num_workers: worker processes that load data; None: a quarter of the CPU cores, with a GPU all, at most 8; see
+            :func:`vocseg.cores.default_workers`.
         train_transforms: the name of a pipeline (resize, flip, flip_both, affine, crop, paper, jitter,
             jitter_strong; see ``TRAIN_PIPELINES``) or a list of albumentations transforms.
         eval_transforms: the name of a pipeline (resize, keep_ratio) or a list of albumentations transforms that only
@@ -139,7 +145,8 @@ class SegmentationDataModule(L.LightningDataModule):
         if min(self.image_size) < 1 or batch_size < 1:
             raise VocsegError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}.")
         self.batch_size = batch_size
-        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self._chooses_workers = num_workers is None
         self.train_transforms = make_transforms(train_transforms, TRAIN_PIPELINES, self.image_size, "train_transforms")
         self.eval_transforms = make_transforms(eval_transforms, EVAL_PIPELINES, self.image_size, "eval_transforms")
         check_choice("void_trains_as", void_trains_as, ("ignored", "background"))
@@ -189,7 +196,13 @@ class SegmentationDataModule(L.LightningDataModule):
         return first_images(samples, self.train_images if role == "train" else None, self.split_seed)
 
     def setup(self, stage: str) -> None:
-        """Finds the samples that ``stage`` needs. One process per machine checks every file."""
+        """Finds the samples that ``stage`` needs. One process per machine checks every file.
+
+        A file is checked once, and again when it has changed; see :mod:`vocseg.data.check_cache`. With ``in_memory``
+        all are read in any case.
+        """
+        if self._chooses_workers and self.trainer is not None:
+            self.num_workers = default_workers(self.trainer.num_devices)
         if stage == "predict":
             self.datasets["predict"] = PredictionDataset(
                 find_images(self.predict_path, self.recursive), self._pipeline("eval"), self.image_reader
@@ -205,7 +218,7 @@ class SegmentationDataModule(L.LightningDataModule):
             samples = self.used_samples(role)
             arrays: list[tuple[np.ndarray, np.ndarray]] = []
             if self.in_memory or self.trainer is None or self.trainer.local_rank == 0:
-                checked[role] = check_samples(samples, self.mask_reader, self.image_reader, keep=self.in_memory)
+                checked[role] = check_samples_once(samples, self.mask_reader, self.image_reader, keep=self.in_memory)
                 arrays = [sample.arrays for sample in checked[role] if sample.arrays is not None]
             pipeline = self._pipeline("train" if role == "train" else "eval")
             datasets[role] = SegmentationDataset(
@@ -216,6 +229,7 @@ class SegmentationDataModule(L.LightningDataModule):
                 self.mask_reader,
                 self.image_reader,
                 self.copy_paste if role == "train" else 0.0,
+                checked.get(role),
             )
         for note in check_labels(checked, self.mask_reader, default_classes=self.has_default_classes):
             rank_zero_info(f"Note: {note}")
@@ -228,16 +242,16 @@ class SegmentationDataModule(L.LightningDataModule):
 
     @cached_property
     def class_counts(self) -> Tensor:
-        """The number of pixels of each class in the stored training masks, int64 [C].
+        """The number of pixels of each class in the stored training masks, int64 [C], as the check of setup found it.
 
         Void pixels count as background if ``void_trains_as`` is ``background``, else not at all.
         """
         dataset = self.datasets["train"]
         assert isinstance(dataset, SegmentationDataset)
-        counts = count_pixels(dataset.samples, self.mask_reader, [mask for _, mask in dataset.arrays])
-        classes = counts[: len(self.class_names)]
+        counts = dataset.pixel_counts.sum(0, dtype=np.int64)
+        classes = counts[:-1]
         if self.void_trains_as == "background":
-            classes[0] += counts[VOID]
+            classes[0] += counts[-1]
         return torch.from_numpy(classes)
 
     def train_dataloader(self) -> DataLoader:
@@ -257,6 +271,22 @@ class SegmentationDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Returns the prediction batches in the order of the sorted paths."""
         return self._build_loader("predict", DataLoader)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalises the images of a batch, and makes its masks int64; both are uint8 in the loaders.
+
+        Batches of other types, from a loader of a child's own, are returned as they are.
+        """
+        is_ours = isinstance(batch, dict) and isinstance(batch.get("image"), Tensor)
+        return normalise_batch(batch) if is_ours else batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves indices and sizes on the CPU: to read each from a device, the CPU would wait for it."""
+        if not isinstance(batch, dict):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        kept = {name: batch[name] for name in ("index", "input_size", "original_size") if name in batch}
+        moved = {name: value for name, value in batch.items() if name not in kept}
+        return {**super().transfer_batch_to_device(moved, device, dataloader_idx), **kept}
 
     def state_dict(self) -> dict[str, int]:
         """Returns the training loader's position, with which a checkpoint can resume inside an epoch."""

@@ -49,7 +49,7 @@ def find_label_problems(
 ) -> tuple[list[str], list[str]]:
     """Returns the errors and the notes of :func:`check_labels`."""
     names = masks.class_names
-    totals = {role: np.sum([sample.counts for sample in found], axis=0) for role, found in samples.items() if found}
+    totals = {role: _total(found) for role, found in samples.items() if found}
     problems: dict[tuple[bool, str], list[str]] = {}  # splits with the same problem share a message
     for role, total in totals.items():
         problem = _split_problem(total, masks, _has_value_255(samples[role]), role == "train", default_classes)
@@ -61,7 +61,7 @@ def find_label_problems(
         (errors if is_error else notes).append(f"The {' and '.join(roles)} masks {message}")
     if "train" not in totals or errors:
         return errors, notes
-    labels = np.flatnonzero(sum(totals.values())[: len(names)]).tolist()
+    labels = np.flatnonzero(np.sum([*totals.values()], axis=0)[: len(names)]).tolist()
     if default_classes and _are_of_another_list(labels, sum(map(len, samples.values())), len(names)):
         errors.append(
             f"The masks have only the labels {_ranges(labels)}, but class_names is VOC's list of {len(names)} classes, "
@@ -127,6 +127,14 @@ def _missing_classes(totals: Mapping[str, np.ndarray], masks: MaskReader, has_25
     if has_255 and len(missing) <= len(names) / 2 and BORDERS < void <= 0.5:  # a larger share has its own note
         note += f' {void:.0%} is void ({VOID}): if {VOID} is one of them, --data.labels "{_flow({VOID: "<class>"})}"'
     return [note]
+
+
+def _total(samples: Sequence[CheckedSample]) -> np.ndarray:
+    """The pixels of all samples by label, int64 [256]."""
+    total = np.zeros(256, np.int64)
+    for sample in samples:
+        total += sample.counts
+    return total
 
 
 def _has_value_255(samples: Sequence[CheckedSample]) -> bool:

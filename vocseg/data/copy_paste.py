@@ -26,7 +26,8 @@ def paste_objects(
     like the outlines in VOC's masks. A source without objects changes nothing.
 
     Args:
-        target: ``image`` float [3, H, W] and ``mask`` int64 [H, W] with 0 = background and 255 = void.
+        target: ``image`` [3, H, W] and ``mask`` [H, W] with 0 = background and 255 = void, uint8 or as a network
+            gets them.
         source: the same, of the same size.
         rng: draws the classes.
 

@@ -5,8 +5,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from vocseg.data.copy_paste import paste_objects
-from vocseg.data.files import ImageReader, Sample, read_sample
+from vocseg.data.files import CheckedSample, ImageReader, Sample, read_sample
 from vocseg.data.labels import VOID
 from vocseg.data.masks import MaskReader
-from vocseg.data.transforms import Pipeline
+from vocseg.data.transforms import Pipeline, normalise_batch
 from vocseg.errors import VocsegError
 
 
 class SegmentationDataset(Dataset):
     """The samples of a split, addressed by ``(epoch, index)``; random transforms depend on both.
 
-    An item is ``{"image": float32 [3, h, w], "mask": int64 [h, w], "index": int}``. With ``evaluates`` it also has
+    An item is ``{"image": uint8 [3, h, w], "mask": uint8 [h, w], "index": int}``. ``normalise_batch`` makes the input
+    and the target of a network from it, or from a batch of items. With ``evaluates`` an item also has
     ``original_mask`` (uint8 [H, W], labels in the file's size) and ``input_size`` (h, w). The index None, with which
     samplers pad, gives an empty item, which ``collate`` leaves out. An index without an epoch, from a loader of the
     user's own, makes new random draws whenever it comes again.
@@ -40,6 +42,7 @@ class SegmentationDataset(Dataset):
         masks: reads the masks; None: their values are the labels.
         images: reads the images; None: ``ImageReader()``.
         copy_paste: the probability with which the objects of another sample are pasted onto an item.
+        checked: what was found when the samples were checked; None: they were not. Only the numbers of pixels are kept.
 
     Raises:
         VocsegError: (when indexed) a file cannot be read or the transforms fail on it.
@@ -54,12 +57,31 @@ class SegmentationDataset(Dataset):
         masks: MaskReader | None = None,
         images: ImageReader | None = None,
         copy_paste: float = 0.0,
+        checked: Sequence[CheckedSample] | None = None,
     ) -> None:
         self.samples, self.pipeline, self.evaluates, self.arrays = samples, pipeline, evaluates, arrays
         self.copy_paste = copy_paste
         self._times_read: dict[int, int] = {}
         self.masks = masks or MaskReader([f"class {label}" for label in range(pipeline.num_classes)])
         self.images = images or ImageReader()
+        if checked is not None:
+            self.pixel_counts = self._count(found.counts for found in checked)
+
+    @cached_property
+    def pixel_counts(self) -> np.ndarray:
+        """The pixels of each stored mask by class, at last those of void: int32 [N, C + 1].
+
+        They are known from the check of the samples. Without one the masks are read.
+        """
+        masks = (mask for _, mask in self.arrays) if self.arrays else (self.masks.read(s.mask) for s in self.samples)
+        return self._count(np.bincount(mask.ravel(), minlength=256) for mask in masks)
+
+    def _count(self, counts: Iterable[np.ndarray]) -> np.ndarray:
+        columns = [*range(self.pipeline.num_classes), VOID]
+        table = np.empty((len(self), len(columns)), np.int32)
+        for row, of_label in zip(table, counts, strict=True):
+            row[:] = of_label[columns]
+        return table
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -71,7 +93,7 @@ class SegmentationDataset(Dataset):
         image, mask = self.stored(index)
         item: dict[str, Any] = {"index": index}
         with _name_file_in_errors(self.samples[index].image, image):
-            item.update(self.pipeline(image, mask, epoch=epoch, index=index))
+            item.update(self.pipeline.transform(image, mask, epoch, index))
         if self.copy_paste:
             item.update(self._paste(item, epoch, index))
         if self.evaluates:
@@ -86,7 +108,9 @@ class SegmentationDataset(Dataset):
         other = (index + int(rng.integers(1, len(self)))) % len(self)
         image, mask = self.stored(other)
         with _name_file_in_errors(self.samples[other].image, image):
-            source = self.pipeline(image, mask, epoch=epoch, index=index, stream=2)
+            source = self.pipeline.transform(image, mask, epoch, index, stream=2)
+        if source["image"].dtype != item["image"].dtype:  # of a transform that changes the type of some images
+            return paste_objects(normalise_batch(item), normalise_batch(source), rng)
         return paste_objects(item, source, rng)
 
     def _next_epoch(self, index: int) -> int:
@@ -106,7 +130,7 @@ class SegmentationDataset(Dataset):
 class PredictionDataset(Dataset):
     """Images without masks.
 
-    An item is ``{"image": float32 [3, h, w], "path": str, "original_size": (H, W), "input_size": (h, w)}``. An image
+    An item is ``{"image": uint8 [3, h, w], "path": str, "original_size": (H, W), "input_size": (h, w)}``. An image
     that cannot be read or transformed gives ``{"unreadable": message}`` instead, so that prediction continues with the
     others. The index None, with which samplers pad, gives an empty item.
 
@@ -130,7 +154,7 @@ class PredictionDataset(Dataset):
         try:
             image = self.images.read(path)
             with _name_file_in_errors(path, image):
-                item: dict[str, Any] = dict(self.pipeline(image, index=index))
+                item: dict[str, Any] = dict(self.pipeline.transform(image, index=index))
         except VocsegError as error:
             return {"unreadable": str(error)}
         item.update(path=str(path), original_size=image.shape[:2], input_size=tuple(item["image"].shape[-2:]))
@@ -218,18 +242,20 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Builds a batch. Images of different sizes are padded on the right and at the bottom, their masks with void.
 
     Empty items are left out. The messages of unreadable items are listed under ``unreadable``. A batch without any
-    image has ``image`` [0, 3, 1, 1] and ``mask`` [0, 1, 1].
+    image has ``image`` [0, 3, 1, 1] and ``mask`` [0, 1, 1]. Images of uint8 are in torch's channels-last memory format.
     """
     unreadable = [item["unreadable"] for item in items if "unreadable" in item]
     items = [item for item in items if "image" in item]
     if not items:
-        empty = {"image": torch.empty(0, 3, 1, 1), "mask": torch.empty(0, 1, 1, dtype=torch.int64)}
-        return {**empty, "path": [], "unreadable": unreadable}
-    height = max(item["image"].shape[-2] for item in items)
-    width = max(item["image"].shape[-1] for item in items)
-    batch: dict[str, Any] = {"image": torch.stack([_pad(item["image"], height, width, 0.0) for item in items])}
+        empty = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+        return {"image": empty, "mask": empty[:, 0], "path": [], "unreadable": unreadable}
+    if len({item["image"].dtype for item in items}) > 1:  # of a transform that changes the type of some images
+        items = [normalise_batch(item) for item in items]
+    # stacked as they lie in memory, the channels last
+    images = _stack([item["image"].permute(1, 2, 0) for item in items], 0)
+    batch: dict[str, Any] = {"image": images.permute(0, 3, 1, 2)}
     if "mask" in items[0]:
-        batch["mask"] = torch.stack([_pad(item["mask"], height, width, VOID) for item in items])
+        batch["mask"] = _stack([item["mask"] for item in items], VOID)
     for key in ("index", "input_size", "original_size"):
         if key in items[0]:
             batch[key] = torch.tensor([item[key] for item in items])
@@ -273,5 +299,12 @@ def _exit_on_sigterm_from(pid: int) -> None:
     os._exit(0)
 
 
-def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=value)
+def _stack(tensors: Sequence[Tensor], fill: int) -> Tensor:
+    """Stacks tensors [h_i, w_i, ...]; where one is smaller than the largest it is padded with ``fill``."""
+    height, width = (max(tensor.shape[side] for tensor in tensors) for side in (0, 1))
+    if all(tensor.shape[:2] == (height, width) for tensor in tensors):
+        return torch.stack(list(tensors))
+    stacked = tensors[0].new_full((len(tensors), height, width, *tensors[0].shape[2:]), fill)
+    for target, tensor in zip(stacked, tensors, strict=True):
+        target[: tensor.shape[0], : tensor.shape[1]] = tensor
+    return stacked

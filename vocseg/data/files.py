@@ -1,6 +1,6 @@
 """Image and mask files: reading and checking them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -217,17 +217,26 @@ class CheckedSample:
 
     Attributes:
         size: height and width in pixels.
-        counts: int64 [256], pixels by label; 255 is void.
+        labels: the distinct labels of the mask, ascending; 255 is void.
+        pixels: how many pixels have each of these labels.
         read_by: what the mask was read by: ``value`` (of grey or palette pixels) or ``colour``.
         values: the distinct values in the mask file, int or (red, green, blue).
         arrays: the decoded image and mask, or None if they were not kept.
     """
 
     size: tuple[int, int]
-    counts: np.ndarray
+    labels: tuple[int, ...]
+    pixels: tuple[int, ...]
     read_by: str
     values: tuple[Any, ...]
     arrays: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Pixels by label, int64 [256]."""
+        counts = np.zeros(256, np.int64)
+        counts[list(self.labels)] = self.pixels
+        return counts
 
 
 def examine_samples(
@@ -254,8 +263,11 @@ def examine_samples(
             return error
         counts = np.bincount(mask.labels.ravel(), minlength=256)
         height, width = mask.labels.shape
+        labels = np.flatnonzero(counts)
         arrays = (image, mask.labels) if keep else None
-        return CheckedSample((height, width), counts, mask.read_by, mask.values, arrays)
+        return CheckedSample(
+            (height, width), tuple(labels.tolist()), tuple(counts[labels].tolist()), mask.read_by, mask.values, arrays
+        )
 
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         return list(pool.map(examine, samples))
@@ -274,8 +286,17 @@ def check_samples(
     Raises:
         VocsegError: files are broken; the message names the first five and counts the others.
     """
+    return raise_broken(examine_samples(samples, masks, images, keep=keep))
+
+
+def raise_broken(outcomes: Iterable[CheckedSample | VocsegError]) -> list[CheckedSample]:
+    """Returns the outcomes of :func:`examine_samples` if none is an error.
+
+    Raises:
+        VocsegError: files are broken; the message names the first five and counts the others.
+    """
     checked, errors = [], []
-    for outcome in examine_samples(samples, masks, images, keep=keep):
+    for outcome in outcomes:
         if isinstance(outcome, VocsegError):
             errors.append(str(outcome))
         else:
@@ -284,32 +305,6 @@ def check_samples(
         more = f"\n... and {len(errors) - 5} more broken files" if len(errors) > 5 else ""
         raise VocsegError("\n".join(errors[:5]) + more)
     return checked
-
-
-def count_pixels(samples: Sequence[Sample], reader: "MaskReader", masks: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """Counts the pixels of each label over all masks.
-
-    Args:
-        samples: the samples whose masks are read.
-        reader: reads the masks.
-        masks: the decoded masks of all samples if they are in memory, else empty.
-
-    Returns:
-        int64 [256], pixels by label.
-    """
-
-    def count(mask: np.ndarray) -> np.ndarray:
-        return np.bincount(mask.ravel(), minlength=256)
-
-    total = np.zeros(256, dtype=np.int64)
-    if masks:
-        for mask in masks:
-            total += count(mask)
-        return total
-    with ThreadPoolExecutor() as pool:
-        for counts in pool.map(lambda sample: count(reader.read(sample.mask)), samples):
-            total += counts
-    return total
 
 
 class StoredPixels(NamedTuple):
@@ -344,15 +339,18 @@ def decode(path: Path, kind: str, exif_rotation: bool, rgb: bool = False) -> Sto
         VocsegError: the file is missing, damaged, or not an image.
     """
     try:
-        with Image.open(path) as image:
+        # given a path, Pillow would map an uncompressed TIFF into memory, and garble it if it has an orientation
+        with path.open("rb") as file:
+            image: Image.Image = Image.open(file)
             if image.format == "PNG":
                 image.verify()  # load() skips the checksums of a PNG's pixel data
-        # given a path, Pillow would map an uncompressed TIFF into memory, and garble it if it has an orientation
-        with path.open("rb") as file, Image.open(file) as image:
+                file.seek(0)
+                image = Image.open(file)
             mode, raw_mode, file_format = image.mode, _raw_mode(image), str(image.format)
             orientation = image.getexif().get(ORIENTATION, 1)
             image.load()
-            if image.getexif().get(ORIENTATION, 1) != orientation:  # Pillow and OpenCV rotate TIFF files themselves
+            # Pillow and OpenCV rotate TIFF files themselves
+            if file_format == "TIFF" and image.getexif().get(ORIENTATION, 1) != orientation:
                 orientation = 1 if exif_rotation else {6: 8, 8: 6}.get(orientation, orientation)
             elif not exif_rotation:
                 orientation = 1
@@ -421,7 +419,7 @@ def _check_sizes(sample: Sample, image: np.ndarray, mask: np.ndarray, images: Im
 def _pixels(image: Image.Image, rgb: bool) -> np.ndarray:
     """The pixels of a PIL image; ``rgb``: those of modes with 8 bits converted to RGB."""
     is_deep = image.mode in ("I", "F") or image.mode.startswith("I;")
-    pixels = np.array(image.convert("RGB") if rgb and not is_deep else image)
+    pixels = np.array(image.convert("RGB") if rgb and not is_deep and image.mode != "RGB" else image)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 

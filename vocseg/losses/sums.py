@@ -77,5 +77,6 @@ def loss_totals(loss: nn.Module, logits: Tensor, mask: Tensor, ignore_index: int
     if totals is not None:
         return totals(logits, mask)
     count = (mask != ignore_index).sum()
-    mean = loss(logits, mask) if count else torch.zeros((), device=logits.device)
-    return mean * count, count.to(mean.dtype)
+    mean = loss(logits, mask)
+    # the mean over no pixel may be NaN; `if count` would wait for the device
+    return torch.where(count > 0, mean * count, 0), count.to(mean.dtype)

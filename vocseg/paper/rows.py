@@ -1,9 +1,9 @@
 """Rows of the paper's tables: declared in experiments/paper/rows.yaml, run one after the other, each to a record."""
 
 import inspect
-import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import yaml
 import vocseg
 from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import experiments_folder, resolve_config
-from vocseg.lightning_cli import VocsegCLI, run
+from vocseg.lightning_cli import VocsegCLI
+from vocseg.metrics import ConfusionMatrices
 from vocseg.paper.protocol import PaperProtocol
-from vocseg.paper.records import check_replaceable, provenance, read_record, write_record
-from vocseg.run_folder import RunFolder, read_run
+from vocseg.paper.records import read_record
+from vocseg.run_folder import RunFolder
 from vocseg.saving import sample_names
+from vocseg.sweep.runner import Job, execute, run_jobs
 
 PROTOCOL = f"--trainer.callbacks+={PaperProtocol.__module__}.{PaperProtocol.__qualname__}"
 """The option that adds the paper's protocol; it comes last, because ``--trainer.callbacks`` replaces earlier ones."""
@@ -125,61 +127,26 @@ def run_rows(names: Sequence[str], options: Sequence[str], results: Path) -> lis
         if name not in known.rows:
             raise VocsegError(f"There is no row {name!r}.{nearest(name, known.rows)} Rows: {', '.join(known.rows)}.")
     chosen = [known.rows[name] for name in names] or [row for row in known.rows.values() if not row.needs]
-    failed = []
-    for number, row in enumerate(chosen, start=1):
-        folder = results / row.name
-        print(f"\n[{number} of {len(chosen)}] {row.name}", flush=True)
-        if _finished(folder):
-            print(f"{folder} has a record: not run again (delete it to do so).")
-            continue
-        try:
-            _run_row(row, list(options), folder, known.shown)
-            print(f"Recorded in {folder}")
-        except VocsegError as error:
-            failed.append(row.name)
-            print(f"{row.name} failed: {error}")
-        except Exception:  # whatever goes wrong in one row, the others must run
-            failed.append(row.name)
-            traceback.print_exc()
-    return failed
+    jobs = [
+        Job(
+            row.name,
+            str(results / row.name),
+            [*row.fit_options(), *options, PROTOCOL],
+            [*_for_scoring(options), PROTOCOL],
+            facts={"row": row.name, "experiment": row.experiment},
+        )
+        for row in chosen
+    ]
+    start = partial(execute, extras=partial(_extras, known.shown))
+    return [*run_jobs(jobs, start, read_record)]
 
 
-def _finished(folder: Path) -> bool:
-    if not folder.exists():
-        return False
-    try:
-        read_record(folder)
-    except VocsegError as error:
-        print(f"{error} Run again.")
-        return False
-    return True
-
-
-def _run_row(row: Row, options: list[str], folder: Path, shown: Sequence[int]) -> None:
-    check_replaceable(folder)
-    fit = run(["fit", *row.fit_options(), *options, PROTOCOL, "--ckpt_path", "auto"])
-    run_folder = RunFolder(Path(fit.trainer.log_dir or "."))
-    scoring = ["--ckpt_path", str(run_folder.best), *_for_scoring(options), PROTOCOL]
-    validated, tested = run(["validate", *scoring]), run(["test", *scoring])
-    trained = read_run(run_folder)
-    facts = {
-        "row": row.name,
-        "experiment": row.experiment,
-        "seed": fit.config["fit"]["seed_everything"],
-        "epochs": len(trained.lines),
-        "best_epoch": trained.best_epoch,
-        "minutes": round(sum(line["seconds"] for line in trained.lines) / 60, 1),
-        **provenance(fit.trainer),
-    }
-    write_record(
-        folder,
-        run_folder,
-        {"val": validated.model.results["val"], "test": tested.model.results["test"]},
-        {"val": _protocol(validated).matrices["val"], "test": _protocol(tested).matrices["test"]},
-        facts,
-        fit.model.class_names,
-        _masks(run_folder, tested, shown),
-    )
+def _extras(
+    shown: Sequence[int], run_folder: RunFolder, scored: Mapping[str, VocsegCLI]
+) -> tuple[dict[str, ConfusionMatrices], list[Path]]:
+    """The matrices under the paper's protocol, and the predicted masks to keep."""
+    resized = {split: _protocol(cli).matrices[split] for split, cli in scored.items()}
+    return resized, _masks(run_folder, scored["test"], shown)
 
 
 def _protocol(scored: VocsegCLI) -> PaperProtocol:

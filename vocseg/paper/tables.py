@@ -1,7 +1,5 @@
 """The paper's tables with our scores beside them, loss curves and masks, all from the records."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from vocseg.paper.rows import Declared, Row, declared
 from vocseg.plots import coloured, legend_of, losses_figure, panels, save_png
 from vocseg.run_folder import SPLITS, Run
 from vocseg.saving import write_text
+from vocseg.text_tables import csv_table, markdown_table
 
 BEGIN, END = "<!-- tables: written by `vocseg paper tables` -->", "<!-- end of tables -->"
 
@@ -78,14 +77,14 @@ def write_tables(results: Path, folder: Path, root: str | None = None, year: str
     text = "\n".join(markdown(f"Table {number}: {known.tables[number]['title']}", tables[number]) for number in tables)
     compared = compare(known, records)
     heading = "### Claims\n\nRow minus other row, and the difference's 95 % interval over the choice of images."
-    text = f"{text}\n{heading}\n\n{_rows(compared)}\n"
+    text = f"{text}\n{heading}\n\n{markdown_table(compared)}\n"
     figures = best_rows(known, records)
     names = ["tables.md", "claims.csv", *(f"table_{number}.csv" for number in tables)]
     names += [f"figure_{number:02}_loss.png" for number in figures]
     names += [f"figure_{number + 1:02}_masks.png" for number in figures if root is not None]
     _check_replaceable(folder, names)
     write_text(folder / "tables.md", text)
-    write_text(folder / "claims.csv", _csv(compared))
+    write_text(folder / "claims.csv", csv_table(compared))
     for number, lines in tables.items():
         write_text(folder / f"table_{number}.csv", as_csv(lines))
     document = results.parent / "RESULTS.md"
@@ -226,7 +225,9 @@ def markdown(title: str, lines: Sequence[Line]) -> str:
     devices = sorted({line.device for line in lines if line.device})
     notes = [f"- {line.name}: {line.note}" for line in lines if line.note]
     notes += [f"- Run on: {device}" for device in devices]
-    return f"### {title}\n\nEach pair is accuracy / IoU.\n\n{_rows(rows)}\n\n" + "".join(f"{note}\n" for note in notes)
+    return f"### {title}\n\nEach pair is accuracy / IoU.\n\n{markdown_table(rows)}\n\n" + "".join(
+        f"{note}\n" for note in notes
+    )
 
 
 def as_csv(lines: Sequence[Line]) -> str:
@@ -244,7 +245,7 @@ def as_csv(lines: Sequence[Line]) -> str:
         figures = [_text(getattr(kind, name), missing="") for kind in scores for name in splits]
         ends = [line.epochs, line.best_epoch, line.minutes, line.device, line.note]
         rows.append([line.name, *line.settings, *figures, *interval, *ends])
-    return _csv(rows)
+    return csv_table(rows)
 
 
 def best_rows(known: Declared, records: dict[str, Run]) -> dict[int, Row]:
@@ -294,18 +295,6 @@ def _tree(root: str, year: str) -> Path:
     if tree is None:
         raise VocsegError(f"There is no VOC{year} tree below {root}: the mask figures need its images.")
     return tree
-
-
-def _rows(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, a heading first, as a Markdown table."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def _text(value: float | None, missing: str = "?") -> str:
