@@ -97,6 +97,7 @@ def epochs(root: str, weights: str | None, batches: int, rounds: int) -> None:
         def train(step: Callable[..., float]) -> float:
             started = clock()
             for batch in data.train_dataloader():
+                batch = data.on_after_batch_transfer(batch, 0)
                 step(batch["image"], batch["mask"])
             return clock() - started
 
