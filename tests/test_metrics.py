@@ -407,3 +407,18 @@ def test_a_result_prints_as_a_table_with_the_names_of_the_classes():
     assert lines[0].split() == ["1", "images", "score", "all", "background"]
     assert lines[1].split() == ["mIoU", "0.3750", "0.3750"]
     assert lines[-1].split() == ["IoU", "cat", "0.0000"]
+
+
+def test_the_states_of_many_batches_are_few_tensors():
+    metric = SegmentationMetric(3)
+    generator = torch.Generator().manual_seed(0)
+    pairs = [torch.randint(0, 3, (2, 4, 4), generator=generator) for _ in range(300)]
+    for index, (prediction, target) in enumerate(pairs):
+        metric.update([prediction], [target], [index])
+        metric.update_loss(torch.tensor(float(index)), torch.tensor(2.0))
+    assert max(len(state) for state in (metric.images, metric.cells, metric.counts, metric.losses)) < 15
+    result = metric.compute()
+    total = sum(confusion_matrix(prediction, target, 3) for prediction, target in pairs)
+    assert np.array_equal(result.matrices.total(), total.numpy())
+    assert np.array_equal(result.matrices[7], confusion_matrix(*pairs[7], 3).numpy())
+    assert result.loss == sum(range(300)) / 600

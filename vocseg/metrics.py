@@ -227,13 +227,14 @@ class SegmentationMetric(Metric):
             counts = torch.bincount(torch.cat(cells), minlength=len(cells) * size).cpu()
             entries = counts.nonzero()[:, 0]
             numbers = torch.bincount(entries // size, minlength=len(cells))
-            self.images.append(torch.stack([torch.tensor([int(index) for index in indices]), numbers], 1).flatten())
-            self.cells.append((entries % size).to(torch.int32))
-            self.counts.append(counts[entries].to(torch.int32))  # an image has fewer than 2**31 pixels
+            images = torch.stack([torch.tensor([int(index) for index in indices]), numbers], 1).flatten()
+            _append(self.images, images)
+            _append(self.cells, (entries % size).to(torch.int32))
+            _append(self.counts, counts[entries].to(torch.int32))  # an image has fewer than 2**31 pixels
 
     def update_loss(self, loss_sum: Tensor, weight: Tensor) -> None:
         """Adds a loss: summed over valid pixels, and the weight of these pixels (their number, if unweighted)."""
-        self.losses.append(torch.stack([loss_sum.detach().float(), weight.detach().float()]))
+        _append(self.losses, torch.stack([loss_sum.detach().float(), weight.detach().float()]))
 
     def reset(self) -> None:
         """Forgets everything."""
@@ -439,6 +440,17 @@ def _resampled(matrices: ConfusionMatrices, seed: int) -> Iterator[tuple[np.ndar
         drawn = generator.multinomial(images, np.full(images, 1 / images), min(at_once, RESAMPLES - first))
         weights = drawn.astype(np.float64)
         yield weights @ hits, weights @ union
+
+
+def _append(parts: list[Tensor], part: Tensor) -> None:
+    """Adds a part to a list state, and joins it with those before it that are no larger.
+
+    Few tensors remain, and each is copied a few times. Many small ones, kept between the large ones that a batch needs
+    and frees, would keep that memory from the system.
+    """
+    while parts and len(parts[-1]) <= len(part):
+        part = torch.cat([parts.pop(), part])
+    parts.append(part)
 
 
 def _concatenated(state: list[Tensor] | Tensor) -> Tensor:

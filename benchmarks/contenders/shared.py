@@ -85,15 +85,10 @@ class Timer(L.Callback):
 
 
 class WithLightning:
-    """What the contenders with a LightningModule of their own have in common."""
+    """What the contenders with a LightningModule of their own, the task, have in common."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.timer = settings, Timer()
-        self.task = self.make_task()
-
-    def make_task(self) -> L.LightningModule:
-        """The LightningModule."""
-        raise NotImplementedError
+    def __init__(self, settings: Settings, task: L.LightningModule) -> None:
+        self.settings, self.task, self.timer = settings, task, Timer()
 
     def trainer(self, **more: Any) -> L.Trainer:
         """A trainer with Lightning's default logger and checkpoints."""

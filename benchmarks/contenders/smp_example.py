@@ -20,8 +20,8 @@ class SMP(WithLightning):
     """The multi-class example of segmentation_models.pytorch, with the crops of vocseg's ``mobilenet.yaml``."""
 
     def __init__(self, settings: Settings, loss: nn.Module | None = None) -> None:
-        self.loss = loss or smp.losses.DiceLoss(smp.losses.MULTICLASS_MODE, from_logits=True, ignore_index=VOID)
-        super().__init__(settings)
+        loss = loss or smp.losses.DiceLoss(smp.losses.MULTICLASS_MODE, from_logits=True, ignore_index=VOID)
+        super().__init__(settings, SMPTask(loss, steps=settings.limit))
         crop, longest = settings.crop, settings.longest
         train = A.Compose(
             [
@@ -34,10 +34,6 @@ class SMP(WithLightning):
         val = A.Compose([A.LongestMaxSize(longest), A.PadIfNeeded(longest, longest, border_mode=0, fill_mask=VOID)])
         self.train_loader = settings.loader(ArrayPhotographs(settings.files("train"), train), trains=True)
         self.val_loader = settings.loader(ArrayPhotographs(settings.files("val"), val), trains=False)
-
-    def make_task(self) -> L.LightningModule:
-        """The example's module."""
-        return SMPTask(self.loss, steps=self.settings.limit)
 
     def epoch(self) -> float:
         """``trainer.fit``."""

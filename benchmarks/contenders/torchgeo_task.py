@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import kornia.augmentation as K
-import lightning as L
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
@@ -18,15 +17,12 @@ from torchgeo.trainers import SemanticSegmentationTask
 
 
 class Torchgeo(WithLightning):
-    """torchgeo's SemanticSegmentationTask with its U-Net, and a small data module."""
+    """torchgeo's SemanticSegmentationTask with its U-Net (torchgeo has no FPN), and a small data module."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, task: SemanticSegmentationTask | None = None) -> None:
+        unet = SemanticSegmentationTask("unet", "mobilenet_v2", num_classes=CLASSES, ignore_index=VOID)
+        super().__init__(settings, task or unet)
         self.datamodule = Photographs(settings)
-
-    def make_task(self) -> L.LightningModule:
-        """The task; torchgeo has no FPN."""
-        return SemanticSegmentationTask("unet", "mobilenet_v2", num_classes=CLASSES, ignore_index=VOID)
 
     def epoch(self) -> float:
         """``trainer.fit``."""
@@ -58,9 +54,8 @@ class Torchgeo(WithLightning):
 class TorchgeoWithFPN(Torchgeo):
     """The same with the network of segmentation_models.pytorch's example."""
 
-    def make_task(self) -> L.LightningModule:
-        """The task with another network."""
-        return TaskWithFPN(num_classes=CLASSES, ignore_index=VOID)
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, TaskWithFPN(num_classes=CLASSES, ignore_index=VOID))
 
 
 class TaskWithFPN(SemanticSegmentationTask):
