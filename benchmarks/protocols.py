@@ -97,7 +97,7 @@ def draw(ours: dict[str, float], floor: dict[str, float], path: Path) -> None:
     axes.set_xlim(0, 1)
     axes.set_xlabel("mIoU")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=110)
 
 
