@@ -20,7 +20,7 @@ def completion_script(shell: str, commands: Mapping[str, str]) -> str:
     """The script that completes ``vocseg`` in a shell.
 
     Args:
-        shell: one of :data:`SHELLS`.
+        shell: bash, zsh or tcsh.
         commands: the description of each command, by its name.
 
     Raises:

@@ -24,7 +24,8 @@ table { border-collapse: collapse; margin: .5rem 0; } td, th { padding: .15rem .
 td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: var(--soft); }
 figure { display: inline-block; margin: .4rem; vertical-align: top; }
 figcaption { font-size: .8rem; color: var(--muted); }
-img { max-width: 100%; } pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: .8rem; }
+img { max-width: 100%; height: auto; }
+pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: .8rem; }
 .problem { color: var(--problem); }
 .slider { position: relative; display: block; overflow: hidden; border-radius: .3rem; }
 .slider img { display: block; width: 100%; height: auto; }

@@ -114,6 +114,15 @@ def test_an_unknown_row_names_the_nearest(vocseg):
     assert "There is no row 'basline_leaky'. Did you mean 'baseline_leaky'?" in err
 
 
+def test_options_alone_are_of_every_row(vocseg, monkeypatch):
+    asked = []
+    monkeypatch.setattr("vocseg.paper.rows.run_jobs", lambda jobs, *rest: asked.extend(jobs) or {})
+    assert vocseg("paper", "rows", "--data.root", "somewhere", "--results", "res")[0] == 0
+    assert [job.name for job in asked] == [row.name for row in declared().rows.values() if not row.needs]
+    assert all("--data.root somewhere" in " ".join(job.fit) for job in asked)
+    assert asked[0].record == "res/baseline_leaky"
+
+
 def test_a_row_with_an_incomplete_record_is_run_again(vocseg, voc_root, tmp_path):
     own = ["--trainer.callbacks", "lightning.pytorch.callbacks.LambdaCallback"]  # does not replace the protocol
     (tmp_path / "res" / "residual").mkdir(parents=True)

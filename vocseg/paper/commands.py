@@ -1,6 +1,7 @@
 """``vocseg paper rows`` and ``vocseg paper tables``."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from vocseg.errors import ArgumentParser, VocsegError, nearest
@@ -39,14 +40,16 @@ def _rows(args: Sequence[str]) -> None:
         usage="vocseg paper rows [ROW ...] [--results FOLDER] [options of vocseg fit, for all rows]",
         description="Trains, validates and tests rows of the paper's tables (experiments/paper/rows.yaml) and writes a "
         "record of each. A row with a record is not run again; an interrupted one is resumed.",
-        epilog="vocseg paper rows --data.root /path/to/voc runs every row that needs nothing special.",
+        epilog="The names of rows come first. vocseg paper rows --data.root /path/to/voc runs every row that needs "
+        "nothing special.",
     )
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="row to run")
     parser.add_argument("--results", default=RESULTS, help="folder for the records (default: %(default)s)")
-    given, options = parser.parse_known_args(args)
+    # by hand: argparse would take the value of an option that it does not know, such as --data.root, as a row
+    names = [*takewhile(lambda word: not word.startswith("-"), args)]
+    given, options = parser.parse_known_args(args[len(names) :])
     from vocseg.paper.rows import run_rows
 
-    failed = run_rows(given.rows, options, Path(given.results))
+    failed = run_rows(names, options, Path(given.results))
     if failed:
         raise VocsegError(f"These rows failed, for the reasons above: {', '.join(failed)}.")
 
