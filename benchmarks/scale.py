@@ -194,7 +194,7 @@ def draw(costs: dict[tuple[int, str], list[tuple[float, float]]], sizes: list[in
     for axis, title in zip(axes, ("CPU seconds", "MiB beside the imports"), strict=True):
         axis.set(xlabel="images", title=title)
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
-        axis.minorticks_off()
+        axis.set_xticks([], minor=True)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
     keys = [Line2D([], [], color=colour, label=step) for step, colour in colours.items()]
