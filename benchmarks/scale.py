@@ -1,7 +1,7 @@
 """Measures what a data set's size costs: time and memory of trees of many small images.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py                               # 1,000, 10,000 and 50,000 images
-    OMP_NUM_THREADS=1 python benchmarks/scale.py --images 1000 4000 --classes 21
+    OMP_NUM_THREADS=1 python benchmarks/scale.py --images 1000 4000 --classes 21 --figure scale.png
 
 The images have 64x48 pixels and are hard links to 64 files each of images and masks; all three lists of the VOC tree
 name all of them. The network is three convolutions, so that nearly all time is spent in files and bookkeeping. Each
@@ -40,7 +40,6 @@ from PIL import Image
 WIDTH, HEIGHT, DIFFERENT = 64, 48, 64
 FULL = [1_000, 10_000, 50_000]
 LIMIT, MIB = 1.15, 2**20
-FIGURE = Path(__file__).parents[1] / "docs" / "scale.png"
 
 
 def make_tree(tree: Path, images: int, classes: int) -> None:
@@ -56,6 +55,8 @@ def make_tree(tree: Path, images: int, classes: int) -> None:
         mask = rng.choice(classes, 4)[rng.integers(0, 4, (HEIGHT // 8, WIDTH // 8))].repeat(8, 0).repeat(8, 1)
         mask[:2] = 255
         Image.fromarray(mask.astype(np.uint8)).save(tree / "files" / f"{number}.png")
+    for file in (tree / "files").iterdir():
+        os.utime(file, (time.time() - 3600,) * 2)  # files that have just changed are checked again in the next run
     names = [f"{number:06d}" for number in range(images)]
     for folder, ending in folders.items():
         for number, name in enumerate(names):
@@ -178,20 +179,29 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
 
 
 def draw(costs: dict[tuple[int, str], list[tuple[float, float]]], sizes: list[int], path: Path) -> None:
-    """Time and memory of each step over the number of images."""
+    """Time and memory (MiB, above 0) of each step over the number of images."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     figure = Figure((10, 4.5), layout="constrained")
     axes = figure.subplots(1, 2)
+    lines = dict(zip(sorted({classes for classes, _ in costs}), ("-", "--", ":", "-."), strict=False))
+    colours = {step: f"C{number}" for number, step in enumerate(STEPS) if any(step == other for _, other in costs)}
     for (classes, step), pairs in costs.items():
-        style = {"linestyle": "-" if classes == min(key[0] for key in costs) else "--", "marker": "o", "markersize": 3}
-        colour = f"C{list(STEPS).index(step)}"
-        axes[0].loglog(sizes, [seconds for seconds, _ in pairs], color=colour, label=f"{step}, {classes}", **style)
-        axes[1].loglog(sizes, [max(size / MIB, 0.1) for _, size in pairs], color=colour, **style)
+        style = {"color": colours[step], "linestyle": lines.get(classes, "-"), "marker": "o", "markersize": 3}
+        for axis, values in zip(axes, zip(*pairs, strict=True), strict=True):
+            axis.loglog(sizes, values, **style)
     for axis, title in zip(axes, ("CPU seconds", "MiB beside the imports"), strict=True):
         axis.set(xlabel="images", title=title)
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
-    figure.legend(loc="outside right", fontsize=7, title="step, classes")
+    keys = [Line2D([], [], color=colour, label=step) for step, colour in colours.items()]
+    keys += [
+        Line2D([], [], color="black", linestyle=line, label=f"{classes} classes") for classes, line in lines.items()
+    ]
+    figure.legend(handles=keys, loc="outside right", fontsize=8, handlelength=3)
     figure.savefig(path, dpi=95)
 
 
@@ -201,6 +211,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, nargs="+", default=FULL)
     parser.add_argument("--classes", type=int, nargs="+", default=[21, 150])
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="test and predict need fit")
+    parser.add_argument("--figure", type=Path, help="a PNG to write: time and memory over the number of images")
     options = parser.parse_args()
     sizes = sorted(options.images)
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -242,8 +253,9 @@ def main() -> int:
             too_fast.append(f"time of {step} ({classes} classes): exponent {growth:.2f}")
         if swelling > LIMIT and memory[-1] > 100 * MIB:
             too_fast.append(f"memory of {step} ({classes} classes): exponent {swelling:.2f}")
-    if sizes == FULL and options.steps == list(STEPS):
-        draw(costs, sizes, FIGURE)
+    if options.figure:
+        in_mib = {key: [(seconds, max(size / MIB, 0.1)) for seconds, size in pairs] for key, pairs in costs.items()}
+        draw(in_mib, sizes, options.figure)
     for line in too_fast:
         print(f"Grows faster than linearly: {line}")
     return 1 if too_fast else 0

@@ -57,6 +57,22 @@ def test_the_labels_of_a_large_image_do_not_depend_on_how_many_classes_are_resiz
     for at_once in (1, 4):
         monkeypatch.setattr(inference, "LOGITS_IN_CACHE", at_once * 90 * 130)
         assert torch.equal(label_map(logits, (90, 130)), whole)
+        small = label_map(logits, (90, 130), torch.uint8)
+        assert small.dtype == torch.uint8
+        assert torch.equal(small.long(), whole)
+
+
+def test_classes_that_are_compared_one_by_one_take_few_copies_of_the_map_and_leave_the_logits(monkeypatch):
+    size = (640, 800)
+    logits = torch.nn.functional.interpolate(torch.randn(1, 6, 8, 8), size, mode="bicubic")[0]
+    monkeypatch.setattr(inference, "LOGITS_IN_CACHE", 1)
+    before = logits.clone()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        labels = label_map(logits, size, torch.uint8)
+    assert torch.equal(logits, before)
+    assert torch.equal(labels.long(), logits.argmax(0))
+    # an int64 map of the size, as max returns with the indices, is larger than all that is allocated at once
+    assert max(event.cpu_memory_usage for event in profile.events()) < 8 * size[0] * size[1]
 
 
 def test_the_lowest_of_equally_likely_classes_is_the_label(monkeypatch):

@@ -3,13 +3,14 @@
 import copy
 import math
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
+from vocseg import SegmentationTask, SkipDecoder, StridedEncoder, metrics
 from vocseg.metrics import (
     ConfusionMatrices,
     SegmentationMetric,
@@ -354,6 +355,20 @@ def test_the_bootstrap_interval_equals_that_of_a_dense_implementation(seed):
     values = values - dense_resampled_miou(second, seed)
     expected = tuple(np.nanpercentile(values, [2.5, 97.5]))
     assert bootstrap_interval(sparse_first, minus=sparse_second, seed=seed) == expected
+
+
+def test_the_bootstrap_of_many_images_takes_little_memory_and_gives_the_same_interval(monkeypatch):
+    images = 20_000
+    monkeypatch.setattr(metrics, "RESAMPLES", 100)
+    rng = np.random.default_rng(0)
+    matrices = ConfusionMatrices.from_dense(rng.integers(1, 9, (images, 3, 2)))
+    tracemalloc.start()
+    interval = bootstrap_interval(matrices)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 25e6  # all resamples at once: 32 MB
+    monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", metrics.RESAMPLES * images)
+    assert interval == bootstrap_interval(matrices)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def run_two(folder, script):
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
     done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "stderr.txt").write_text(done.stderr)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -158,6 +159,11 @@ def test_test_scores_equal_those_of_one_process(split, run, one_process):
     assert both["images"] == one_process[split]["images"] == {"val": 5, "test": 4, "single": 1}[split]
     for name in ("loss", "miou", "pixel_accuracy", "mean_accuracy", "iou", "all_background"):
         assert both[name] == pytest.approx(one_process[split][name], abs=1e-6), name
+
+
+def test_lightning_warns_of_no_number_that_is_not_reduced(run):
+    """In the fit, tests and prediction; the tests are logged at the step of the checkpoint."""
+    assert "sync_dist" not in (run / "stderr.txt").read_text()
 
 
 def test_the_test_files_have_the_matrices_of_all_images(run):

@@ -208,37 +208,50 @@ def without_padding(batch: Tensor, indices: Sequence[int], size: Sequence[int]) 
     return cropped if len(indices) == len(batch) else torch.stack([cropped[index] for index in indices])
 
 
-def label_map(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax: int64 [H, W].
+def label_map(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
+    """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax.
 
     Of equal values the lowest class is the label. On the CPU only the classes that can be the label of some pixel are
     resized, which of a trained network are few; elsewhere nothing is read from the device.
+
+    Args:
+        logits: float [C, h, w].
+        size: height and width of the result.
+        dtype: of the result; uint8 takes an eighth of the memory, and holds up to 256 classes.
+
+    Returns:
+        Labels of the dtype, [H, W].
     """
     height, width = (int(side) for side in size)
     if not len(logits):
         raise ValueError("Logits of no class have no label.")
     on_cpu = logits.device.type == "cpu"
+    small = torch.uint8 if len(logits) <= 256 else torch.int64  # at 6000x4000 each int64 map takes 192 MB
     classes = None
     if on_cpu and len(logits) > 3 and logits.dtype == torch.float32 and height * width >= SMALLEST_PRUNED:
         possible = _possible_classes(logits)
         if len(possible) == 1:
-            return possible.expand(height, width).contiguous()
+            return possible.to(dtype).expand(height, width).contiguous()
         if len(possible) < len(logits):
-            classes, logits = possible, logits[possible]
+            classes, logits = possible.to(small), logits[possible]
     at_once = _at_once(len(logits), (LOGITS_IN_CACHE if on_cpu else LOGITS_AT_ONCE) // (height * width))
-    small = torch.uint8 if len(logits) <= 256 else torch.int64  # at 6000x4000 each int64 map takes 192 MB
     best = labels = None
     for first in range(0, len(logits), at_once):
-        # over a leading axis that is contiguous, max is several times faster than argmax
-        values, indices = resize(logits[None, first : first + at_once].contiguous(), (height, width))[0].max(0)
-        found = indices.add_(first).to(small)
+        part = resize(logits[None, first : first + at_once].contiguous(), (height, width))[0]
+        if len(part) == 1:
+            values, found = part[0], torch.full_like(part[0], first if classes is None else classes[first], dtype=small)
+        else:
+            # over a leading axis that is contiguous, max is several times faster than argmax
+            values, indices = part.max(0)
+            indices += first
+            found = indices.to(small) if classes is None else classes[indices]
         if best is None or labels is None:
             best, labels = values, found
         else:
             torch.where(values > best, found, labels, out=labels)
-            torch.maximum(best, values, out=best)
+            best = torch.maximum(best, values)  # not in place: it may be the caller's logits
     assert labels is not None
-    return labels.long() if classes is None else classes[labels.long()]
+    return labels.to(dtype)
 
 
 def _possible_classes(logits: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 RESAMPLES = 2000
 """Resamples of the bootstrap interval."""
+DRAWS_AT_ONCE = 1_000_000
+"""Images drawn at a time for the resamples: 16 MB. Sums of counts are exact, so the interval does not depend on it."""
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -435,7 +437,7 @@ def _resampled(matrices: ConfusionMatrices, seed: int) -> Iterator[tuple[np.ndar
     hits, union = matrices.marginals()
     images = len(matrices)
     generator = np.random.default_rng(seed)
-    at_once = max(1, min(RESAMPLES, 20_000_000 // max(images, 1)))  # bounds the memory of the draws
+    at_once = max(1, min(RESAMPLES, DRAWS_AT_ONCE // max(images, 1)))
     for first in range(0, RESAMPLES, at_once):
         drawn = generator.multinomial(images, np.full(images, 1 / images), min(at_once, RESAMPLES - first))
         weights = drawn.astype(np.float64)

@@ -336,7 +336,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
                 if self.predict_probabilities:
                     maps[index] = probability_map(scores, size)
                 else:
-                    maps[index] = label_map(scores, size).to(torch.uint8)
+                    maps[index] = label_map(scores, size, torch.uint8)
         return [maps[index] for index in range(len(image))]
 
     @torch.no_grad()
@@ -364,7 +364,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         self.eval()
         logits = self.infer(tensor.to(self.device))[0]
         self.train(was_training)
-        return label_map(logits, pixels.shape[:2]).to(torch.uint8).cpu().numpy()
+        return label_map(logits, pixels.shape[:2], torch.uint8).cpu().numpy()
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]  # one of the forms Lightning takes
         """The optimizer over all trainable parameters, the backbone in a group of its own, and the schedule."""
@@ -503,7 +503,8 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         metric.reset()  # frees the memory
         self.results[stage] = result
         if self.trainer.state.fn != "fit":
-            self.log("step", float(max(self.trained_steps - 1, 0)))  # else Lightning would log at step 0
+            # else Lightning would log at step 0; the maximum of equal numbers is exact, the mean of float32 may not be
+            self.log("step", float(max(self.trained_steps - 1, 0)), sync_dist=True, reduce_fx="max")
         scores = {
             "miou": result.miou,
             "loss": result.loss,

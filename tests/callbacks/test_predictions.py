@@ -17,10 +17,10 @@ from vocseg.overlays import OVERLAY_COLOURS
 from vocseg.saving import OwnedFolder, write_mask
 
 
-def predict(folder, images, labels, **settings):
+def predict(folder, images, labels, given=None, **settings):
     """Writes predictions, as a trainer would, of the images at these paths; the writer."""
-    datasets = {"predict": PredictionDataset(images, None)}
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(datasets=datasets), is_global_zero=True, ckpt_path=None)
+    data = SimpleNamespace(datasets={"predict": PredictionDataset(images, None)}, predict_path=given)
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=True, ckpt_path=None)
     task = SimpleNamespace(class_names=["background", "bird", "cat"])
     writer = PredictionWriter(str(folder), **settings)
     writer.setup(trainer, task, "predict")
@@ -61,6 +61,27 @@ def test_thumbnails_show_photograph_overlay_and_mask(tmp_path):
     assert np.abs(pixels["overlay"][0] - 200).max() < 4
     assert np.abs(pixels["overlay"][1] - (0.6 * 200 + 0.4 * OVERLAY_COLOURS[2])).max() < 4
     assert ">Overlay</a>" not in (tmp_path / "out" / "index.html").read_text()  # none to link to
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["a/x.png", "b/x.png", "b/c/y.png"], ["x", "x.png", "c/y"]),  # below a folder of another file
+        (["b/c/y.png", "a/x.png", "b/x.png"], ["x", "x.png", "y"]),  # a file of the first folder that contains it
+        ([".", "b"], ["a/x", "b/x", "b/c/y"]),
+        (["b", "."], ["a/x", "x", "c/y"]),
+        (["elsewhere"], ["x", "x.png", "y"]),
+    ],
+    ids=" ".join,
+)
+def test_names_are_relative_to_the_first_given_folder_that_contains_the_file(given, names, tmp_path):
+    images = [tmp_path / "in" / name for name in ("a/x.png", "b/x.png", "b/c/y.png")]
+    for path in images:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 6, 3), dtype=np.uint8)).save(path)
+    labels = torch.zeros((4, 6), dtype=torch.uint8)
+    writer = predict(tmp_path / "out", images, labels, [tmp_path / "in" / name for name in given], overlays=False)
+    assert {Path(path): name for name, path in writer.written.items()} == dict(zip(images, names, strict=True))
 
 
 def test_a_writer_keeps_no_pictures(tmp_path):

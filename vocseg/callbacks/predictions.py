@@ -227,12 +227,14 @@ def _relative_names(paths: Iterable[Path], given: Any) -> list[tuple[str, Path]]
         paths: of the images.
         given: what was to be predicted: a path or a glob pattern, or a list of them.
     """
-    folders = []
+    order: dict[Path, int] = {}  # folders in the order given; each file may be given, and lie in one of its own
     for path in map(expand, [given] if isinstance(given, str | Path) else given or []):
-        folders += [path.parent, *[Path()] * (path.suffix.lower() == ".txt")] if path.is_file() else [path]
+        folders = [path.parent, *[Path()] * (path.suffix.lower() == ".txt")] if path.is_file() else [path]
+        for folder in folders:
+            order.setdefault(folder, len(order))
     names = []
     for path in paths:
-        folder = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+        folder = min((parent for parent in path.parents if parent in order), key=order.__getitem__, default=path.parent)
         name = path.relative_to(folder).with_name(path.stem)
         names.append((path.stem if ".." in name.parts else name.as_posix(), path))
     return names
