@@ -4,7 +4,7 @@ Source: Cheng, Girshick, Dollár, Berg and Kirillov 2021, "Boundary IoU: Improvi
 Evaluation", section 4. For the mask G of a class in the truth and its mask P in the prediction, with G_d the pixels
 within the distance d of the contour of G:
 
-    Boundary IoU = |(G_d ∩ G) ∩ (P_d ∩ P)| / |(G_d ∩ G) ∪ (P_d ∩ P)|
+    Boundary IoU = |(G_d and G) and (P_d and P)| / |(G_d and G) or (P_d and P)|
 
 Both counts are summed over the images of a split before they are divided, as those of the IoU are.
 """

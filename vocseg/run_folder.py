@@ -282,8 +282,8 @@ def write_image_scores(
     """Writes the scores of each image as CSV, in the order of the split's list.
 
     The columns are ``path``; ``rank`` by mIoU, the best is 1; ``miou`` and ``pixel_accuracy``, empty for an image that
-    is all void; ``boundary_miou`` where it is known; ``iou/<class>``, empty for a class that occurs neither in the image's
-    prediction nor in its target.
+    is all void; ``boundary_miou`` where it is known; ``iou/<class>``, empty for a class that occurs neither in the
+    image's prediction nor in its target.
 
     Args:
         path: of the file.

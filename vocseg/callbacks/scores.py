@@ -138,7 +138,7 @@ def check_scores(names: Any) -> list[str]:
     if not isinstance(names, list | tuple):
         raise VocsegError(f'scores must be a list, such as "[boundary, calibration]"; got {names!r}.')
     for name in names:
-        check_choice("Each of scores", name, SCORES)
+        check_choice("Each of the scores", name, SCORES)
         if names.count(name) > 1:
             raise VocsegError(f"scores has {name} twice: give each once.")
     return [*names]
