@@ -246,7 +246,7 @@ found.cell = text(".readout");
 document.querySelector(".confusion input[value='1']").click();
 point(board.ownerSVGElement, box().left + 2, box().top + 2);
 found.sorted = text(".readout");
-const chart = document.querySelector(".chart svg"), {left, top, width} = chart.getBoundingClientRect();
+const chart = document.querySelector(".chart[data-points] svg"), {left, top, width} = chart.getBoundingClientRect();
 point(chart, left + width - 9, top + 9);
 found.epoch = text(".chart .when");
 document.querySelector("th button").click();
