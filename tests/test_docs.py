@@ -125,6 +125,8 @@ def test_the_data_of_a_folder_is_drawn(tmp_path, monkeypatch):
         for name in ("train/a.png", "train/b.png", "val/c.png"):
             path = tmp_path / "my_data" / kind / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ones(shape, np.uint8)).save(path)
+            pixels = np.zeros(shape, np.uint8)
+            pixels[10:20, 10:30], pixels[20:25, 10:30] = 1, 2
+            Image.fromarray(pixels).save(path)
     exec(code("own_data.md", "show.py"), {})
     assert (tmp_path / "batch.png").is_file()
