@@ -138,9 +138,6 @@ def test_the_command_line_writes_and_prints_them(checkpoint, succeed_in, tmp_pat
     [
         ("[bondary]", "must be one of boundary, calibration; got 'bondary'. Did you mean 'boundary'?"),
         ("boundary", "scores must be a list, such as \"[boundary, calibration]\"; got 'boundary'."),
-        ("[calibration, calibration]", "scores has calibration twice"),
-        ("[1]", "scores must be a list"),
-        ("{boundary: 1}", "scores must be a list"),
     ],
 )
 def test_wrong_scores_are_refused_in_one_line(given, message, checkpoint, vocseg):
@@ -148,6 +145,20 @@ def test_wrong_scores_are_refused_in_one_line(given, message, checkpoint, vocseg
     assert status == 1
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["calibration", "calibration"], "scores has calibration twice"),
+        ("boundary", "scores must be a list"),
+        ({"boundary": 1}, "scores must be a list"),
+        ([1], "must be one of boundary, calibration; got 1"),
+    ],
+)
+def test_the_same_in_python(names, message):
+    with pytest.raises(VocsegError, match=message):
+        MoreScores(names)
 
 
 def test_fit_has_no_such_option(vocseg):

@@ -1,6 +1,6 @@
 """Scores that are computed on request: boundary IoU and calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -32,7 +32,7 @@ class MoreScores(L.Callback):
         VocsegError: it is no list, or has an unknown name or one twice.
     """
 
-    def __init__(self, names: list[str] | str = SCORES) -> None:  # type: ignore[assignment]
+    def __init__(self, names: Sequence[str] = SCORES) -> None:
         self.names = check_scores(names)
         self._counts: dict[str, dict[int, np.ndarray]] = {}
         self._result: dict[str, Any] = {}
@@ -124,8 +124,9 @@ class MoreScores(L.Callback):
 
     def _attach(self, pl_module: L.LightningModule, stage: str) -> None:
         result = getattr(pl_module, "results", {}).get(stage)
-        for name, scores in self._result.items():
-            setattr(result, name, scores)
+        if result is not None:  # else it is a user's own task
+            for name, scores in self._result.items():
+                setattr(result, name, scores)
         self._result = {}
 
 
