@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from vocseg import StridedEncoder, VOCDataModule
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
@@ -115,3 +117,16 @@ def test_a_plain_command_line_of_lightning_takes_short_names(tmp_path):
     words += ["--trainer.fast_dev_run", "true", "--data.image_size", "32", "--data.num_workers", "0"]
     done = subprocess.run([sys.executable, "plain_cli.py", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_data_of_a_folder_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, shape in (("images", (30, 40, 3)), ("masks", (30, 40))):
+        for name in ("train/a.png", "train/b.png", "val/c.png"):
+            path = tmp_path / "my_data" / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.zeros(shape, np.uint8)
+            pixels[10:20, 10:30], pixels[20:25, 10:30] = 1, 2
+            Image.fromarray(pixels).save(path)
+    exec(code("own_data.md", "show.py"), {})
+    assert (tmp_path / "batch.png").is_file()

@@ -67,6 +67,7 @@ SHARES = {
 }
 BOTH = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+SCORES = ["--scores", "[boundary, calibration]"]
 SPLITS = ["val", "test", "single"]  # 5 images, which two processes do not divide; 4; and 1, fewer than processes
 
 
@@ -134,7 +135,7 @@ def run(tree, fit_flags, tmp_path_factory):
     weights = ["--model.loss", "CrossEntropy", "--model.loss.class_weights", "inverse_frequency"]
     commands = [
         [*fit_flags, "--data.root", str(tree), "--data.batch_size", "2", *weights, *BOTH],
-        *[["test", "--ckpt_path", best, *BOTH, *QUIET, "--data.test_split", split] for split in SPLITS],
+        *[["test", "--ckpt_path", best, *SCORES, *BOTH, *QUIET, "--data.test_split", split] for split in SPLITS],
         ["predict", "--ckpt_path", best, *BOTH, *QUIET, "--data.predict_path", str(images / "test_000[012].jpg")],
     ]
     (folder / "commands.json").write_text(json.dumps(commands))
@@ -148,7 +149,8 @@ def one_process(run, tree, succeed_in, tmp_path_factory):
     folder = shutil.copytree(run, tmp_path_factory.mktemp("one_process") / "folder")
     scores = {}
     for split in SPLITS:
-        succeed_in(folder, ["test", "--ckpt_path", RUN / "checkpoints/best.ckpt", *QUIET, "--data.test_split", split])
+        words = ["--ckpt_path", RUN / "checkpoints/best.ckpt", *SCORES, *QUIET, "--data.test_split", split]
+        succeed_in(folder, ["test", *words])
         scores[split] = json.loads((folder / RUN / "test.json").read_text())
     return scores
 
@@ -159,6 +161,9 @@ def test_test_scores_equal_those_of_one_process(split, run, one_process):
     assert both["images"] == one_process[split]["images"] == {"val": 5, "test": 4, "single": 1}[split]
     for name in ("loss", "miou", "pixel_accuracy", "mean_accuracy", "iou", "all_background"):
         assert both[name] == pytest.approx(one_process[split][name], abs=1e-6), name
+    for score in ("boundary", "calibration"):
+        for name, value in one_process[split][score].items():
+            assert both[score][name] == pytest.approx(value, abs=1e-6), name
 
 
 def test_lightning_warns_of_no_number_that_is_not_reduced(run):

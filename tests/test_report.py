@@ -30,6 +30,7 @@ def folder(tmp_path_factory, fit_flags, succeed_in):
     folder = tmp_path_factory.mktemp("runs")
     flags = [*fit_flags, "--previews.images", "0"]
     test = ["test", "--ckpt_path", "lightning_logs/a/version_0/checkpoints/best.ckpt"]
+    test += ["--scores", "[boundary, calibration]"]
     succeed_in(folder, [*flags, "--name", "a"], [*flags, "--name", "b"], test)
     return folder
 
@@ -245,7 +246,7 @@ found.cell = text(".readout");
 document.querySelector(".confusion input[value='1']").click();
 point(board.ownerSVGElement, box().left + 2, box().top + 2);
 found.sorted = text(".readout");
-const chart = document.querySelector(".chart svg"), {left, top, width} = chart.getBoundingClientRect();
+const chart = document.querySelector(".chart[data-points] svg"), {left, top, width} = chart.getBoundingClientRect();
 point(chart, left + width - 9, top + 9);
 found.epoch = text(".chart .when");
 document.querySelector("th button").click();
@@ -271,3 +272,37 @@ def test_a_browser_shows_values_sorts_and_changes_the_images(inside, capsys, tmp
     name = SYNTHETIC_CLASSES[data["orders"][1][0]]
     assert found["sorted"].startswith(f"{name} predicted as {name}: ")
     assert (found["epoch"], found["first"], found["errors"]) == ("epoch 1", "1", True)
+
+
+def test_boundary_iou_and_calibration_are_shown_where_the_test_has_them(inside, capsys):
+    assert report(capsys, "a")[0] == 0
+    run = inside / "lightning_logs" / "a" / "version_0"
+    page, scores = (run / "report" / "report.html").read_text(), json.loads((run / "test.json").read_text())
+    boundaries = section(page, "Boundaries")
+    assert f"Boundary mIoU {scores['boundary']['miou']:.3f}" in boundaries
+    for name, value in scores["boundary"]["iou"].items():
+        words = f"{value:.4f}" if value is not None else "does not occur"
+        assert f'<li title="{name}: {words}' in boundaries
+    calibration, curve = section(page, "Calibration"), scores["calibration"]
+    assert f"calibration error {curve['ece']:.3f}" in calibration
+    filled = [index for index, pixels in enumerate(curve["pixels"]) if pixels]
+    assert calibration.count("<title>Confidence") == calibration.count('class="conf"') == len(filled)
+    first = filled[0]
+    assert f"<title>Confidence {curve['confidence'][first]:.3f}: {curve['accuracy'][first]:.1%} of" in calibration
+    for name in ("boundary", "calibration"):
+        del scores[name]
+    (run / "test.json").write_text(json.dumps({**scores, "date": "2020-02-03T12:30:00+00:00"}))
+    assert report(capsys, "a")[0] == 0
+    page = (run / "report" / "report.html").read_text()
+    assert "<h2>Boundaries" not in page
+    assert "<h2>Calibration" not in page
+    assert "<dt>Tested</dt><dd>2020-02-0" in page  # in local time
+
+
+def test_a_split_of_void_alone_has_no_calibration_chart(inside, capsys):
+    path = inside / "lightning_logs" / "a" / "version_0" / "test.json"
+    empty = {"ece": None, "confidence": [None] * 15, "accuracy": [None] * 15, "pixels": [0] * 15}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "calibration": empty}))
+    assert report(capsys, "a")[0] == 0
+    page = (path.parent / "report" / "report.html").read_text()
+    assert "calibration error -." in section(page, "Calibration")

@@ -1,4 +1,4 @@
-"""Charts of HTML pages: bars with intervals, curves and confusion matrices, with values under the pointer.
+"""Charts of HTML pages: bars with intervals, curves, reliability and confusion matrices, with values under the pointer.
 
 A page that shows any needs ``STYLE`` and, at its end, ``SCRIPT``.
 """
@@ -41,6 +41,11 @@ STYLE = """
 .chart figcaption b { color: var(--text); font-size: .95rem; flex-basis: 100%; }
 .key::before { content: ""; display: inline-block; width: .9em; height: 3px; margin-right: .35em; vertical-align: .25em;
   background: var(--colour); }
+.reliability { max-width: 34rem; } .reliability figcaption { min-height: 0; }
+.reliability rect { fill: var(--series-1); } .reliability .bin { opacity: .55; }
+.reliability .bin:hover { opacity: .8; }
+.reliability .hit { fill: transparent; } .reliability .conf { stroke: var(--wrong); stroke-width: 2.5; }
+.reliability .axis { fill: var(--text); }
 .confusion .frame { overflow-x: auto; }
 .confusion svg { display: block; height: auto; margin: 0 auto; }
 .confusion text { font-family: system-ui, sans-serif; fill: var(--text); }
@@ -228,6 +233,49 @@ def curves(title: str, series: Mapping[str, Points], mark: tuple[float, str] | N
         f'<figure class="chart" data-points="{pages.text(json.dumps(data))}"><figcaption><b>{pages.text(title)}</b>'
         f'{"".join(keys)}<output class="when"></output></figcaption><svg viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{pages.text(title)} by epoch">{"".join(parts)}</svg></figure>'
+    )
+
+
+def reliability(confidence: Sequence[float], accuracy: Sequence[float], pixels: Sequence[int]) -> str:
+    """Builds a reliability chart: the accuracy of each bin of confidence, and below it the share of the pixels.
+
+    Args:
+        confidence: mean of each bin, from 0 to 1; NaN for an empty one. The bins have equal widths.
+        accuracy: of each bin.
+        pixels: in each bin.
+    """
+    left, right, top, plot, gap, small = 44, 392, 10, 220, 26, 46
+    width, base, floor = (right - left) / len(pixels), top + plot, top + plot + gap + small
+    parts = []
+    for tick in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        x, y = left + (right - left) * tick, base - plot * tick
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{floor + 15}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{floor}" y2="{floor}"/>')
+    total, most = sum(pixels), max(pixels)
+    for index, (mean, share, count) in enumerate(zip(confidence, accuracy, pixels, strict=True)):
+        if not count:
+            continue
+        x, bar = left + index * width, f'width="{width - 2:.1f}"'
+        rows = ((base, plot * share), (floor, small * count / most))
+        parts.append('<g class="bin">')
+        parts += [f'<rect x="{x + 1:.1f}" y="{at - high:.1f}" {bar} height="{high:.1f}"/>' for at, high in rows]
+        words = f"Confidence {mean:.3f}: {share:.1%} of the pixels right, {count / total:.2%} of all ({count:,})"
+        parts.append(
+            f'<rect class="hit" x="{x:.1f}" y="{top}" width="{width:.1f}" height="{floor - top}">'
+            f"<title>{words}</title></rect></g>"
+        )
+        y = base - plot * mean
+        parts.append(f'<line class="conf" x1="{x + 1:.1f}" x2="{x + width - 1:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    parts.append(f'<line class="mark" x1="{left}" y1="{base}" x2="{right}" y2="{top}"/>')
+    parts.append(f'<text class="axis" x="{left + 6}" y="{base + gap - 8}">share of the pixels</text>')
+    keys = '<span class="key" style="--colour: var(--series-1)">share that is right</span>'
+    keys += '<span class="key" style="--colour: var(--wrong)">mean confidence</span>'
+    return (
+        f'<figure class="chart reliability"><figcaption>{keys}</figcaption><svg viewBox="0 0 400 {floor + 36}" '
+        f'role="img" aria-label="Share of right pixels by confidence">{"".join(parts)}<text class="axis" '
+        f'x="{(left + right) / 2:.0f}" y="{floor + 31}" text-anchor="middle">confidence</text></svg></figure>'
     )
 
 

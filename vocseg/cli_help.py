@@ -48,6 +48,7 @@ def help_text(subcommand: str) -> str:
         *_option("--ema", "average the weights with this decay, 0.99 for one: for scores and checkpoints"),
         *_option("--compile", "true: compile network and loss for training, with torch.compile"),
         *_option("--cache_features", "gigabytes of memory for the features of a frozen backbone"),
+        *(_option("--scores", _SCORES) if subcommand in ("validate", "test") else ()),
         *_group("Model: --model.NAME VALUE, of SegmentationTask, or --model my_module.MyTask"),
     ]
     for name, text in _settings(SegmentationTask):
@@ -90,6 +91,10 @@ def help_text(subcommand: str) -> str:
 _CHECKPOINT = (
     "resume from this checkpoint; `last`: the newest unfinished run's, `auto`: the same, or a new run",
     "the checkpoint, which holds all settings: <run folder>/checkpoints/best.ckpt",
+)
+_SCORES = (
+    'more scores, "[boundary, calibration]": boundary IoU; calibration error and reliability curve (default: none; not '
+    "in the validation of fit)"
 )
 _GROUPS: dict[str, type] = {
     "inference": Inference,

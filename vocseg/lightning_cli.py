@@ -45,6 +45,7 @@ from vocseg.callbacks import (
     LineProgress,
     MaskPreviews,
     MetricsCSV,
+    MoreScores,
     PartsSummary,
     PredictionWriter,
     ResultTable,
@@ -205,6 +206,13 @@ class VocsegCLI(LightningCLI):
             default=None,
             help="Keep the features of a frozen backbone in memory, at most so many gigabytes (default: none).",
         )
+        if {"validate", "test"} & set(self.subcommands()):  # one at a time, see run()
+            parser.add_argument(
+                "--scores",
+                type=list[str] | str,
+                default=[],
+                help="Further scores of validate and test: boundary (boundary IoU), calibration (its error and curve).",
+            )
         parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
         parser.add_class_arguments(Inference, "inference")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -327,6 +335,7 @@ class VocsegCLI(LightningCLI):
         best: ModelCheckpoint = init["checkpoint"]
         callbacks = [
             *_listed(settings.callbacks),
+            *([MoreScores(init["scores"])] if init.get("scores") else []),  # before those that read the result
             ResultTable(str(best.monitor), best.mode),
             TestMasks(),
             DivideCores(),

@@ -8,13 +8,17 @@ over the classes that occur in the target, background included (mmsegmentation's
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+if TYPE_CHECKING:
+    from vocseg.boundary import BoundaryScores
+    from vocseg.calibration import Calibration
 
 RESAMPLES = 2000
 """Resamples of the bootstrap interval."""
@@ -147,7 +151,11 @@ class Result:
         iou: IoU of each class, NaN for a class that occurs in neither prediction nor target.
         matrices: the confusion matrix of each image, in the order of the split's list.
         class_names: one name per class, for printing; None: ``class 0`` and so on.
+        boundary, calibration: those of :class:`vocseg.callbacks.MoreScores`; None where they were not asked for.
     """
+
+    boundary: "BoundaryScores | None" = None
+    calibration: "Calibration | None" = None
 
     def __init__(
         self,
@@ -170,6 +178,8 @@ class Result:
         rows = [(f"{len(self.matrices)} images", "score", f"all {names[0]}"), ("mIoU", self.miou, floor["miou"])]
         rows += [("pixel accuracy", self.pixel_accuracy, floor["pixel_accuracy"])]
         rows += [("mean class accuracy", self.mean_accuracy, floor["mean_accuracy"]), ("loss", self.loss, "")]
+        rows += [("boundary mIoU", self.boundary.miou, "")] if self.boundary else []
+        rows += [("calibration error", self.calibration.ece, "")] if self.calibration else []
         rows += [(f"IoU {name}", iou, "") for name, iou in zip(names, self.iou, strict=True)]
         text = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
         widths = [max(len(row[column]) for row in text) for column in range(3)]

@@ -1,15 +1,19 @@
 """Images of label maps and errors, and matplotlib figures of losses, confusion matrices and IoU."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+import cv2  # albumentations' own dependency
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vocseg.data.labels import VOC_PALETTE, VOID
 from vocseg.errors import VocsegError
+from vocseg.overlays import OVERLAY_COLOURS, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,6 +133,44 @@ def legend(
 
 
 legend_of = legend  # for callers that have a variable of that name
+
+
+def samples_figure(
+    samples: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str], class_names: Sequence[str]
+) -> "Figure":
+    """Draws images with their labels over them, and a legend of the classes.
+
+    Args:
+        samples: images RGB uint8 [H, W, 3] of any size, and their labels uint8 [H, W], 255 = void.
+        names: one per image, drawn above it.
+        class_names: name of each label; label 0 is not coloured.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.patches import Patch
+
+    side, cell, title, line = 360, 3.2, 0.26, 0.22  # pixels; inches
+    columns = min(4, len(samples))
+    scaled = [_scaled(image, labels, side) for image, labels in samples]
+    rows = [scaled[first : first + columns] for first in range(0, len(scaled), columns)]
+    heights = [cell * max(image.shape[0] for image, _ in row) / side + title for row in rows]
+    entries = legend([labels for _, labels in scaled], ["", *class_names[1:]], OVERLAY_COLOURS)
+    patches = [Patch(color=tuple((colour / 255).tolist()), label=name) for name, colour in entries if name]
+    longest = max((len(name) for name, _ in entries), default=0)
+    keys = max(1, min(len(patches), int(cell * columns / (0.45 + 0.085 * longest))))
+    lines = math.ceil(len(patches) / keys)
+    keys = math.ceil(len(patches) / max(lines, 1))  # lines of about one length
+    engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+    figure = _figure((cell * columns, sum(heights) + (line * lines + 0.1 if lines else 0)), engine)
+    grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
+    for index, ((image, labels), name) in enumerate(zip(scaled, names, strict=True)):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
+        axes.imshow(overlay(image, labels, class_names=class_names), interpolation="antialiased")
+        axes.set_title(shortened(name), fontsize=9, pad=3)
+        axes.set_axis_off()
+        axes.set_anchor("N")
+    if patches:
+        figure.legend(handles=patches, loc="outside lower center", ncols=keys, fontsize=9, frameon=False)
+    return figure
 
 
 def losses_figure(lines: Sequence[Mapping[str, float]], title: str, best_epoch: int | None = None) -> "Figure":
@@ -305,6 +347,17 @@ def save_png(picture: "np.ndarray | Figure", path: Path | BinaryIO) -> None:
     Image.fromarray(picture).save(path, "PNG", optimize=True)
 
 
+def _scaled(image: np.ndarray, labels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its labels with a longer side of ``side`` pixels: contours and names have one size in all images."""
+    scale = side / max(labels.shape)
+    width, height = (max(1, round(length * scale)) for length in labels.shape[::-1])
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return (
+        cv2.resize(image, (width, height), interpolation=way),
+        cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST),
+    )
+
+
 def _legend_positions(names: Sequence[str], width: int, gap: int, type_size: int) -> list[tuple[int, int]]:
     """Positions of the names of a legend: (x in pixels, line number)."""
     font, x, line_number = ImageFont.load_default(type_size), gap, 0
@@ -322,7 +375,20 @@ def _subplots(
     size: tuple[float, float], layout: Literal["constrained"] | None = "constrained"
 ) -> "tuple[Figure, Axes]":
     """Creates a figure of ``size`` (width, height in inches) with one plot."""
+    figure = _figure(size, layout)
+    return figure, figure.subplots()
+
+
+def _figure(size: tuple[float, float], layout: Any) -> "Figure":
+    """Creates a figure that notebooks show as a picture, also those that do not import pyplot."""
     from matplotlib.figure import Figure  # not pyplot, which opens windows and keeps global state
 
     figure = Figure(figsize=size, layout=layout)
-    return figure, figure.subplots()
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]  # IPython asks for it
+    return figure
+
+
+def _png(figure: "Figure") -> bytes:
+    file = io.BytesIO()
+    save_png(figure, file)
+    return file.getvalue()

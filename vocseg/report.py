@@ -100,6 +100,7 @@ def _run(run: Run, folder: Path, problems: list[str]) -> list[str]:
         body.append(f"<p>Not tested: <code>{pages.text(f'vocseg test --ckpt_path {run.folder.best}')}</code></p>")
     else:
         body += ["<h2>Classes</h2>", *_classes(run, test.matrices)]
+        body += _more_scores(run)
         if test.matrices is not None:
             body += ["<h2>Confusion matrix</h2>", *_confusion(test.matrices.total(), run.class_names)]
     if run.lines:
@@ -177,7 +178,7 @@ def _facts(run: Run) -> str:
         "Training time": _duration(sum(line.get("seconds", 0) for line in run.lines)),
         "Device": run.facts.get("device"),
         "Commit": run.facts.get("commit"),
-        "Tested": None if run.facts or "test" not in run.scores else _when(run.folder.scores("test")),
+        "Tested": _when(run),
         "Checkpoint": run.scores["test"].summary.get("checkpoint") if "test" in run.scores else None,
         "Folder": run.folder.path,
     }
@@ -206,6 +207,42 @@ def _classes(run: Run, matrices: ConfusionMatrices | None) -> list[str]:
     if intervals is not None:
         note += " The line is the 95 % interval over the choice of images (bootstrap, 2,000 resamples)."
     return [f'<p class="note">{note}</p>', charts.bars(entries)]
+
+
+def _more_scores(run: Run) -> list[str]:
+    """Boundary IoU and calibration, where the test computed them (``--scores``)."""
+    summary, body = run.scores["test"].summary, []
+    if "boundary" in summary:
+        boundary = summary["boundary"]["iou"]
+        entries = [
+            charts.Bar(name, _nan(boundary[name]), None, f"IoU {number(iou)}")
+            for name, iou in zip(run.class_names, _iou(run), strict=True)
+        ]
+        entries.sort(key=lambda bar: -1.0 if bar.value != bar.value else bar.value, reverse=True)
+        note = (
+            f"Boundary mIoU {_of(summary['boundary'], 'miou')}: as the mIoU, but of the pixels near the outlines "
+            "alone, within 2 % of the image's diagonal."
+        )
+        body += ["<h2>Boundaries</h2>", f'<p class="note">{note}</p>', charts.bars(entries)]
+    if "calibration" in summary:
+        curve = summary["calibration"]
+        confidence, accuracy = ([_nan(value) for value in curve[name]] for name in ("confidence", "accuracy"))
+        total = sum(curve["pixels"])
+        rows = [
+            (number(mean), f"{share:.1%}", f"{pixels / total:.2%}")
+            for mean, share, pixels in zip(confidence, accuracy, curve["pixels"], strict=True)
+            if pixels
+        ]
+        note = (
+            f"Expected calibration error {number(curve['ece'])}. The network is too sure of itself where a bar ends "
+            "below its line (its mean confidence), and too unsure where it ends above."
+        )
+        body += ["<h2>Calibration</h2>", f'<p class="note">{note}</p>']
+        if rows:
+            chart = charts.reliability(confidence, accuracy, curve["pixels"])
+            table = pages.table(("mean confidence", "right", "share of the pixels"), rows)
+            body.append(f'<div class="charts">{chart}<div class="wide">{table}</div></div>')
+    return body
 
 
 def _confusion(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
@@ -336,7 +373,12 @@ def _inference(run: Run) -> str:
 def _iou(run: Run) -> list[float]:
     """Test IoU of each class, NaN where it is undefined."""
     iou = run.scores["test"].summary["iou"]
-    return [float("nan") if iou[name] is None else iou[name] for name in run.class_names]
+    return [_nan(iou[name]) for name in run.class_names]
+
+
+def _nan(value: float | None) -> float:
+    """A number of a JSON file, where NaN is null."""
+    return float("nan") if value is None else value
 
 
 def _points(run: Run, name: str) -> charts.Points:
@@ -360,8 +402,16 @@ def _duration(seconds: float) -> str | None:
     )
 
 
-def _when(path: Path) -> str:
-    return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
+def _when(run: Run) -> str | None:
+    """The local time of the test: as its scores say, else when their file was written."""
+    if "test" not in run.scores:
+        return None
+    date = run.scores["test"].summary.get("date")
+    if date is not None:
+        return f"{datetime.fromisoformat(date).astimezone():%Y-%m-%d %H:%M}"
+    if run.facts:  # a checkout says nothing of when a committed record was made
+        return None
+    return f"{datetime.fromtimestamp(run.folder.scores('test').stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
 def _problem(text: str) -> str:

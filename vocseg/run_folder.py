@@ -220,6 +220,18 @@ def read_run(folder: RunFolder) -> Run:
 
 def result_summary(result: Result, class_names: Sequence[str]) -> dict[str, Any]:
     """A result as plain numbers, None where one is undefined."""
+    more: dict[str, Any] = {}
+    if result.boundary is not None:
+        iou = zip(class_names, map(_number, result.boundary.iou), strict=True)
+        more["boundary"] = {"miou": _number(result.boundary.miou), "iou": dict(iou)}
+    if result.calibration is not None:
+        curve = result.calibration
+        more["calibration"] = {
+            "ece": _number(curve.ece),
+            "confidence": [*map(_number, curve.confidence.tolist())],
+            "accuracy": [*map(_number, curve.accuracy.tolist())],
+            "pixels": curve.pixels.tolist(),
+        }
     return {
         "images": len(result.matrices),
         "loss": _number(result.loss),
@@ -228,6 +240,7 @@ def result_summary(result: Result, class_names: Sequence[str]) -> dict[str, Any]
         "mean_accuracy": _number(result.mean_accuracy),
         "iou": {name: _number(iou) for name, iou in zip(class_names, result.iou, strict=True)},
         "all_background": {name: _number(value) for name, value in result.all_background().items()},
+        **more,
     }
 
 
@@ -264,11 +277,13 @@ def write_image_scores(
     class_names: Sequence[str],
     images: Sequence[str],
     save: Save = write_atomically,
+    boundary_miou: np.ndarray | None = None,
 ) -> None:
     """Writes the scores of each image as CSV, in the order of the split's list.
 
     The columns are ``path``; ``rank`` by mIoU, the best is 1; ``miou`` and ``pixel_accuracy``, empty for an image that
-    is all void; ``iou/<class>``, empty for a class that occurs neither in the image's prediction nor in its target.
+    is all void; ``boundary_miou`` where it is known; ``iou/<class>``, empty for a class that occurs neither in the
+    image's prediction nor in its target.
 
     Args:
         path: of the file.
@@ -276,15 +291,17 @@ def write_image_scores(
         class_names: one name per class.
         images: their paths; fewer where they are not known.
         save: as in :func:`write_text`.
+        boundary_miou: of each image, float64 [N].
     """
     miou = matrices.miou_per_image()
     rank = np.empty(len(matrices), dtype=int)
     rank[np.argsort(-np.nan_to_num(miou, nan=-1), kind="stable")] = np.arange(1, len(matrices) + 1)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "rank", "miou", "pixel_accuracy", *(f"iou/{name}" for name in class_names)])
-    scores = np.column_stack([miou, matrices.pixel_accuracy_per_image(), matrices.iou_per_image()])
-    for index, values in enumerate(scores):
+    columns = {"miou": miou, "pixel_accuracy": matrices.pixel_accuracy_per_image()}
+    columns |= {} if boundary_miou is None else {"boundary_miou": boundary_miou}
+    writer.writerow(["path", "rank", *columns, *(f"iou/{name}" for name in class_names)])
+    for index, values in enumerate(np.column_stack([*columns.values(), matrices.iou_per_image()])):
         cells = ["" if value != value else f"{value:.6g}" for value in values.tolist()]
         writer.writerow([images[index] if index < len(images) else "", rank[index], *cells])
     write_text(path, text.getvalue(), save)

@@ -9,6 +9,7 @@ from vocseg.callbacks.metrics_csv import MetricsCSV
 from vocseg.callbacks.predictions import PredictionWriter, TestMasks
 from vocseg.callbacks.progress import EpochBar, LineProgress
 from vocseg.callbacks.results import ResultTable
+from vocseg.callbacks.scores import MoreScores
 from vocseg.callbacks.split_lists import SplitLists
 from vocseg.callbacks.summary import PartsSummary
 from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures
@@ -23,6 +24,7 @@ __all__ = [
     "LineProgress",
     "MaskPreviews",
     "MetricsCSV",
+    "MoreScores",
     "PartsSummary",
     "PredictionWriter",
     "ResultTable",

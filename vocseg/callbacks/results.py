@@ -1,6 +1,7 @@
 """The table of scores at the end of a fit, a validation and a test, beside the all-background scores."""
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import lightning as L
@@ -94,6 +95,7 @@ class ResultTable(L.Callback):
         if folder is not None and owned is not None and trainer.is_global_zero:
             samples = test_samples_of(trainer)
             more = {
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "inference": getattr(getattr(pl_module, "inference", None), "settings", None),
                 "checkpoint": str(trainer.ckpt_path or ""),
                 "data": dict(getattr(datamodule_of(trainer), "hparams", None) or {}),
@@ -105,7 +107,8 @@ class ResultTable(L.Callback):
             names = class_names_of(pl_module)
             write_result(folder, "test", result, names, more, owned.write)
             images = [str(sample.image) for sample in samples]
-            write_image_scores(folder.image_scores("test"), result.matrices, names, images, owned.write)
+            boundary = None if result.boundary is None else result.boundary.miou_per_image()
+            write_image_scores(folder.image_scores("test"), result.matrices, names, images, owned.write, boundary)
 
 
 def result_table(result: Result, class_names: list[str], title: str, colours: bool = False) -> Table:
@@ -125,18 +128,25 @@ def result_table(result: Result, class_names: list[str], title: str, colours: bo
     )
     table.add_column("class")
     table.add_column("IoU", justify="right")
+    edges = result.boundary
+    if edges is not None:
+        table.add_column("boundary IoU", justify="right")
     table.add_column(f"all {class_names[0]}", justify="right")
     occurs = result.matrices.total()[:-1].sum(1) > 0
     for label, (name, iou) in enumerate(zip(class_names, result.iou, strict=True)):
+        edge = [] if edges is None else [_text(edges.iou[label])]
         # IoU of class 0 when every pixel is labelled 0: TP / (TP + FP), the share of its pixels
         least = floor["pixel_accuracy"] if label == 0 else 0.0 if occurs[label] else math.nan
-        table.add_row(name, _judged(iou, least, colours), _text(least))
+        table.add_row(name, _judged(iou, least, colours), *edge, _text(least))
     table.add_section()
     rows = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean class accuracy": "mean_accuracy"}
     for title, name in rows.items():
         score = _judged(getattr(result, name), floor[name], colours)
-        table.add_row(title, score, _text(floor[name]), style="bold" if name == "miou" else "")
-    table.add_row("loss", _text(result.loss), "")
+        edge = [] if edges is None else [_text(edges.miou) if name == "miou" else ""]
+        table.add_row(title, score, *edge, _text(floor[name]), style="bold" if name == "miou" else "")
+    table.add_row("loss", _text(result.loss))
+    if result.calibration is not None:
+        table.add_row("calibration error (ECE)", _text(result.calibration.ece))
     return table
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.tensorboard import SummaryWriter
@@ -18,7 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from vocseg.callbacks.base import class_names_of, datamodule_of, is_fast_dev_run, labelled_images
 from vocseg.data.datasets import SegmentationDataset
-from vocseg.data.transforms import MEAN, STD
+from vocseg.data.transforms import to_pixels
 from vocseg.plots import as_array, confusion_figure, iou_figure, preview
 
 CHARTS = {"loss": ["train/loss", "val/loss"], "mIoU": ["val/miou", "test/miou"]}
@@ -266,6 +265,4 @@ def _image_and_truth(trainer: L.Trainer, batch: Any, position: int, index: int) 
     if dataset is not None:
         return dataset.stored(index)
     images, masks = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
-    image = images[position].float().cpu() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return pixels, masks[position].cpu().numpy().astype(np.uint8)
+    return to_pixels(images[position]), masks[position].cpu().numpy().astype(np.uint8)

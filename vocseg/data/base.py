@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import lightning as L
 import numpy as np
@@ -34,9 +36,13 @@ from vocseg.data.transforms import (
     check_only_resizes,
     make_transforms,
     normalise_batch,
+    to_pixels,
     transform_to_config,
 )
 from vocseg.errors import VocsegError, check_choice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # not list[Any]: jsonargparse would build any class that an untrusted config or checkpoint names
 Transforms = str | list[str | dict]
@@ -271,6 +277,49 @@ class SegmentationDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Returns the prediction batches in the order of the sorted paths."""
         return self._build_loader("predict", DataLoader)
+
+    def show(self, split: str = "train", count: int = 8, seed: int = 0, path: str | Path | None = None) -> "Figure":
+        """Draws images as the network gets them, after all transforms, with their masks; needs no trainer.
+
+        The training images are those with which a training in one process begins its epoch ``seed``, as they are drawn
+        for it. They are read here, without worker processes.
+
+        Args:
+            split: train, val or test.
+            count: how many images.
+            seed: another number gives other images and draws.
+            path: also write a PNG file.
+
+        Returns:
+            The figure. The last line of a notebook cell shows it.
+
+        Raises:
+            VocsegError: another split, a split without images, a count below 1, or the file cannot be written.
+        """
+        from vocseg.plots import samples_figure, save_png
+
+        check_choice("split", split, ("train", "val", "test"))
+        if count < 1 or seed < 0:
+            raise VocsegError(f"count must be at least 1 and seed at least 0; got {count} and {seed}.")
+        if split not in self.datasets:
+            self.prepare_data()
+            self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+        dataset = self.datasets[split]
+        assert isinstance(dataset, SegmentationDataset)
+        if not len(dataset):
+            raise VocsegError(f"The split {split} has no images.")
+        sampler = EpochSampler(dataset, self.seed, shuffle=True)
+        sampler.set_epoch(seed)
+        items = [dataset[key] for key in islice(sampler, count)]
+        images = [(to_pixels(item["image"]), item["mask"].numpy().astype(np.uint8)) for item in items]
+        names = [dataset.samples[item["index"]].image.stem for item in items]
+        figure = samples_figure(images, names, self.class_names)
+        if path is not None:
+            try:
+                save_png(figure, Path(path).expanduser())
+            except OSError as error:
+                raise VocsegError(f"{path} cannot be written: {error.strerror or error}.") from error
+        return figure
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalises the images of a batch, and makes its masks int64; both are uint8 in the loaders.

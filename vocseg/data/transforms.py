@@ -251,6 +251,14 @@ def normalise(image: Tensor) -> Tensor:
     return image.to(torch.float32).mul_(scale).sub_(offset)
 
 
+def to_pixels(image: Tensor) -> np.ndarray:
+    """The image of an item or of a batch, [3, H, W], uint8 or normalised floats, as RGB uint8 [H, W, 3]."""
+    if image.dtype != torch.uint8:
+        std, mean = (torch.tensor(values)[:, None, None] for values in (STD, MEAN))
+        image = ((image.float().cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
+
+
 def normalise_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """Returns a batch, or an item, with its uint8 images normalised and its uint8 masks as int64; the rest unchanged.
 
