@@ -38,8 +38,8 @@ def execute(folder):
         folder: the current folder of the cells.
 
     Returns:
-        The executed notebooks by name. Of each output one form is kept, a picture or plain text; messages on stderr, which
-        name paths of the machine, are left out.
+        The executed notebooks by name. Of each output one form is kept, a picture or plain text; messages on stderr,
+        which name paths of the machine, are left out.
     """
     import nbformat
     from nbclient import NotebookClient

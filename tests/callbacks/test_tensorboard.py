@@ -94,7 +94,7 @@ def test_hparams_declare_both_metrics_and_not_lightnings_default(events):
     experiment = plugins["_hparams_/experiment"].experiment
     assert {info.name.tag for info in experiment.metric_infos} == {"val/miou", "test/miou"}
     order = [info.name for info in experiment.hparam_infos]
-    assert order[:4] == ["optimizer/lr", "backbone_lr", "loss", "backbone"]
+    assert order[:4] == ["optimizer/lr", "loss", "decoder", "backbone"]
     assert order.index("data/seed") < order.index("backbone/widths")
     started = plugins["_hparams_/session_start_info"].session_start_info.hparams
     assert started["backbone"].string_value == "StridedEncoder"

@@ -57,9 +57,8 @@ def test_each_row_gives_a_fit_the_settings_that_it_declares(name, tmp_path, monk
 
 @pytest.mark.parametrize(("file", "needing"), [("rows.yaml", False), ("rows_more.yaml", True)])
 def test_the_rows_are_a_sweep(file, needing, vocseg):
-    status, out, err = vocseg(
-        "sweep", PAPER / file, "--data.root", "somewhere", "--seeds", "0", "1", "--dry_run", "true"
-    )
+    words = ["--data.root", "somewhere", "--seeds", "0", "1", "--dry_run", "true"]
+    status, out, err = vocseg("sweep", PAPER / file, *words)
     assert (status, err) == (0, "")
     names = set(re.findall(r"--name (\S+)-seed_1 ", out))
     assert names == {name for name, row in ROWS.items() if bool(row.needs) == needing and not row.same_as}

@@ -24,7 +24,7 @@ from vocseg.plots import as_array, confusion_figure, iou_figure, preview
 CHARTS = {"loss": ["train/loss", "val/loss"], "mIoU": ["val/miou", "test/miou"]}
 METRICS = ("val/miou", "test/miou")
 FIRST_SETTINGS = (
-    *("optimizer/lr", "backbone_lr", "loss", "backbone", "backbone/name", "decoder", "schedule", "schedule/kind"),
+    *("optimizer/lr", "loss", "decoder", "backbone", "backbone/name", "backbone_lr", "schedule", "schedule/kind"),
     *("data/batch_size", "data/train_transforms", "max_epochs", "data/seed"),
 )
 PICTURES = 50
