@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -109,6 +110,22 @@ def test_the_code_for_migration_runs(name):
     namespace = {}
     exec(code("migration.md", name), namespace)
     assert namespace["task"].eval()(torch.rand(1, 3, 64, 64)).shape == (1, 21, 64, 64)
+
+
+def test_the_notebooks_run_and_are_committed_with_their_outputs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import notebooks
+
+    for name, executed in notebooks.execute(tmp_path).items():
+        path = EXAMPLES / f"{name}.ipynb"
+        committed = nbformat.read(path, as_version=4)
+        assert kinds_of_outputs(committed) == kinds_of_outputs(executed), "run python docs/notebooks.py"
+        assert path.stat().st_size < 400_000
+
+
+def kinds_of_outputs(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [(cell.source, [[*output.get("data", ["text"])] for output in cell.outputs]) for cell in code]
 
 
 def test_a_plain_command_line_of_lightning_takes_short_names(tmp_path):

@@ -305,7 +305,11 @@ def iou_figure(iou: Mapping[str, Sequence[float]], class_names: Sequence[str], t
 
 
 def ranges_figure(
-    values: Mapping[str, Sequence[float]], xlabel: str, title: str, floor: float | None = None
+    values: Mapping[str, Sequence[float]],
+    xlabel: str,
+    title: str,
+    floor: float | None = None,
+    right: float | None = None,
 ) -> "Figure":
     """Plots the values of several settings: a bar for each mean, a dot for each value.
 
@@ -314,6 +318,7 @@ def ranges_figure(
         xlabel: label of the horizontal axis.
         title: title of the figure.
         floor: a value to mark by a dotted line.
+        right: end of the horizontal axis; None: what the values need.
     """
     figure, axes = _subplots((5, 1.1 + 0.32 * len(values)))
     for row, each in enumerate(values.values()):
@@ -324,7 +329,7 @@ def ranges_figure(
     axes.set_yticks(range(len(values)), [*values])
     axes.invert_yaxis()
     axes.locator_params(axis="x", nbins=6)
-    axes.set(xlabel=xlabel, title=title, xlim=(0, None))
+    axes.set(xlabel=xlabel, title=title, xlim=(0, right))
     return figure
 
 

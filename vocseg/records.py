@@ -148,7 +148,8 @@ def _device(trainer: L.Trainer) -> str:
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = names[0] if names else name
-    return f"{torch.get_num_threads()} CPU threads, {name}"
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}, {name}"
 
 
 def rounded(line: Line) -> Line:

@@ -2,21 +2,23 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
-from vocseg.experiments import resolve_config
 from vocseg.lightning_cli import VocsegCLI, run
 from vocseg.paper.protocol import paper_inferred
 from vocseg.paper.records import read_record
 from vocseg.paper.rows import declared
 
 ROWS = declared().rows
+PAPER = Path(__file__).parents[2] / "experiments" / "paper"
 
 
 def options(voc_root, epochs=1):
@@ -43,19 +45,29 @@ def test_each_row_gives_a_fit_the_settings_that_it_declares(name, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     row = ROWS[name]
     cli = run(["fit", *row.fit_options()], InstantiateOnly)
-    settings = cli.config["fit"]
+    settings, options = cli.config["fit"], row.options
+    model = settings.model.init_args
     assert settings.name == name
-    assert settings.model.init_args.optimizer.init_args.lr == row.lr
-    assert settings.model.init_args.optimizer.init_args.weight_decay == row.weight_decay
-    assert settings.model.init_args.decoder.init_args.activation == row.activation
-    assert (cli.trainer.max_epochs, settings.seed_everything) == (row.epochs, row.seed)
-    assert resolve_config(row.experiment)
+    assert model.optimizer.init_args.lr == float(options["model.optimizer.lr"])
+    assert model.optimizer.init_args.weight_decay == float(options["model.optimizer.weight_decay"])
+    assert model.decoder.init_args.activation == options["model.decoder.activation"]
+    assert model.backbone.init_args.get("activation") == options.get("model.backbone.activation")
+    assert (cli.trainer.max_epochs, settings.seed_everything) == (int(options["trainer.max_epochs"]), row.seed)
+
+
+@pytest.mark.parametrize(("file", "needing"), [("rows.yaml", False), ("rows_more.yaml", True)])
+def test_the_rows_are_a_sweep(file, needing, vocseg):
+    words = ["--data.root", "somewhere", "--seeds", "0", "1", "--dry_run", "true"]
+    status, out, err = vocseg("sweep", PAPER / file, *words)
+    assert (status, err) == (0, "")
+    names = set(re.findall(r"--name (\S+)-seed_1 ", out))
+    assert names == {name for name, row in ROWS.items() if bool(row.needs) == needing and not row.same_as}
 
 
 def test_rows_of_tables_1_to_5_train_equally_long_and_have_the_papers_scores():
     rows = [row for row in ROWS.values() if row.table <= 5]
     assert len(rows) == 14
-    assert len({row.epochs for row in rows}) == 1
+    assert {row.options["trainer.max_epochs"] for row in rows} == {"12"}
     assert all(len(row.paper) == 4 for row in rows)
 
 
@@ -182,5 +194,5 @@ def lines_of(folder):
 
 def test_the_unet_row_accumulates_gradients_over_16_images():
     options = ROWS["unet"].options
-    assert options["data.batch_size"] * options["trainer.accumulate_grad_batches"] == 16
+    assert int(options["data.batch_size"]) * int(options["trainer.accumulate_grad_batches"]) == 16
     assert ROWS["unet"].fit_options()[:2] == ["--config", "unet"]

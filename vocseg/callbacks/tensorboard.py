@@ -4,7 +4,7 @@ Nothing of it is done when the run does not log to TensorBoard, and only rank 0 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -22,10 +23,7 @@ from vocseg.plots import as_array, confusion_figure, iou_figure, preview
 
 CHARTS = {"loss": ["train/loss", "val/loss"], "mIoU": ["val/miou", "test/miou"]}
 METRICS = ("val/miou", "test/miou")
-FIRST_SETTINGS = (
-    *("optimizer/lr", "backbone_lr", "loss", "backbone", "backbone/name", "decoder", "schedule", "schedule/kind"),
-    *("data/batch_size", "data/train_transforms", "max_epochs", "data/seed"),
-)
+FIRST_SETTINGS = ("optimizer/lr", "loss", "decoder", "backbone", "backbone/name")
 PICTURES = 50
 """How many pictures of a kind a run draws: more than a page can usefully show would only grow the event file."""
 
@@ -75,7 +73,9 @@ class Charts(L.Callback):
         if writer is None:
             return
         writer.add_custom_scalars({"vocseg": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
-        for summary in hparams(settings_of(trainer, pl_module), dict.fromkeys(METRICS, 0.0)):
+        summaries = hparams(settings_of(trainer, pl_module), dict.fromkeys(METRICS, 0.0))
+        _show_first(summaries[0], FIRST_SETTINGS)
+        for summary in summaries:
             if writer.file_writer is not None:  # open, between two closings of the writer
                 writer.file_writer.add_summary(summary)
 
@@ -230,10 +230,7 @@ def covering(shares: np.ndarray, count: int) -> list[int]:
 
 
 def settings_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-    """The settings that distinguish runs, as one flat mapping of numbers and text; the most often changed come first.
-
-    HPARAMS shows the columns in this order, and few of them at once.
-    """
+    """The settings that distinguish runs, as one flat mapping of numbers and text."""
     data = dict(getattr(datamodule_of(trainer), "hparams", None) or {})
     chosen: dict[str, Any] = {}
     for role in ("backbone", "decoder", "loss", "optimizer", "schedule"):
@@ -247,11 +244,21 @@ def settings_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, A
     chosen |= {f"data/{name}": data[name] for name in names if name in data}
     chosen |= {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     chosen.setdefault("loss", type(getattr(pl_module, "loss", None)).__name__)  # the default
-    first = [name for name in FIRST_SETTINGS if name in chosen]
     return {
-        name: chosen[name] if isinstance(chosen[name], bool | int | float | str) else str(chosen[name])
-        for name in dict.fromkeys([*first, *chosen])
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in chosen.items()
     }
+
+
+def _show_first(declaration: Any, names: Sequence[str]) -> None:
+    """Makes HPARAMS begin with these columns: it sorts by whether a setting differs between runs, then by name.
+
+    The declaration says whether; TensorBoard does not compare runs that have one. It shows five columns at first.
+    """
+    plugin = declaration.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin.content = content.SerializeToString()
 
 
 def _dataset(trainer: L.Trainer) -> SegmentationDataset | None:

@@ -1,23 +1,22 @@
-"""Rows of the paper's tables: declared in experiments/paper/rows.yaml, run one after the other, each to a record."""
+"""Rows of the paper's tables: declared in experiments/paper, run one after the other, each to a record."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import vocseg
 from vocseg.errors import VocsegError, nearest
-from vocseg.experiments import experiments_folder, resolve_config
+from vocseg.experiments import experiments_folder
 from vocseg.lightning_cli import VocsegCLI
 from vocseg.metrics import ConfusionMatrices
 from vocseg.paper.protocol import PaperProtocol
 from vocseg.paper.records import read_record
 from vocseg.run_folder import RunFolder
 from vocseg.saving import sample_names
+from vocseg.sweep.plan import Setting, read_plan
 from vocseg.sweep.runner import Job, execute, run_jobs
 
 PROTOCOL = f"--trainer.callbacks+={PaperProtocol.__module__}.{PaperProtocol.__qualname__}"
@@ -29,55 +28,39 @@ class Row:
     """One row of a table.
 
     Attributes:
-        name: of the row, its run and its record.
+        setting: its name, config and options.
         table: number of the paper's table (7: ours).
-        experiment: the packaged experiment that it varies.
-        activation: of every block that has a choice.
-        lr: learning rate.
-        weight_decay: Adam's L2 coefficient.
-        epochs: number of epochs to train.
         seed: of all random draws.
         paper: the paper's accuracy and IoU on val, accuracy and IoU on test; None where unreadable; empty if the paper
             has no such row.
         choice: what was chosen where the paper is unreadable, or why the row exists where it is not the paper's.
-        options: further options of ``vocseg fit``.
         figure: number of the paper's loss curves of this system, where its table does not have one number.
         needs: what it requires beyond VOC2007 and a CPU; such a row runs only when it is named.
+        same_as: the row whose settings it has, if it is that row with another seed.
     """
 
-    name: str
+    setting: Setting
     table: int
-    experiment: str
-    activation: str
-    lr: float
-    weight_decay: float
-    epochs: int
     seed: int
     paper: list[float | None] = field(default_factory=list)
     choice: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
     figure: int | None = None
     needs: str = ""
+    same_as: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the row, its run and its record."""
+        return self.setting.name
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options that it sets, by name."""
+        return dict(self.setting.options)
 
     def fit_options(self) -> list[str]:
         """The words after ``vocseg fit`` that run this row."""
-        settings = {**self.options, "model.decoder.activation": self.activation}
-        if self._backbone_has_activation():
-            settings["model.backbone.activation"] = self.activation
-        settings |= {
-            "model.optimizer.lr": self.lr,
-            "model.optimizer.weight_decay": self.weight_decay,
-            "seed_everything": self.seed,
-            "trainer.max_epochs": self.epochs,
-        }
-        flags = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
-        return ["--config", self.experiment, "--name", self.name, *flags]
-
-    def _backbone_has_activation(self) -> bool:
-        config = yaml.safe_load(Path(resolve_config(self.experiment)).read_text(encoding="utf-8"))
-        backbone = self.options.get("model.backbone", config["model"]["backbone"])
-        name = backbone if isinstance(backbone, str) else backbone["class_path"]
-        return "activation" in inspect.signature(getattr(vocseg, name).__init__).parameters
+        return [*self.setting.words(), "--name", self.name, "--seed_everything", str(self.seed)]
 
 
 @dataclass
@@ -97,11 +80,16 @@ class Declared:
     claims: dict[str, list[list[str]]]
 
 
-def declared(path: Path | None = None) -> Declared:
-    """Reads the declared rows from ``path``, by default experiments/paper/rows.yaml."""
-    content = yaml.safe_load((path or experiments_folder() / "paper" / "rows.yaml").read_text(encoding="utf-8"))
-    common = {"epochs": content["epochs"], "seed": content["seed"]}
-    rows = {name: Row(name=name, **{**common, **settings}) for name, settings in content["rows"].items()}
+def declared() -> Declared:
+    """Reads the declared rows: what the paper says, and the settings."""
+    folder = experiments_folder() / "paper"
+    content = yaml.safe_load((folder / "facts.yaml").read_text(encoding="utf-8"))
+    plans = [read_plan(str(folder / file)) for file in ("rows.yaml", "rows_more.yaml")]
+    settings = {setting.name: setting for plan in plans for setting in plan.settings}
+    rows = {}
+    for name, facts in content["rows"].items():
+        setting = replace(settings[facts.get("same_as", name)], name=name)
+        rows[name] = Row(setting, **{"seed": plans[0].seeds[0], **facts})
     return Declared(rows, content["tables"], content["shown"], content["claims"])
 
 
@@ -133,7 +121,7 @@ def run_rows(names: Sequence[str], options: Sequence[str], results: Path) -> lis
             str(results / row.name),
             [*row.fit_options(), *options, PROTOCOL],
             [*_for_scoring(options), PROTOCOL],
-            facts={"row": row.name, "experiment": row.experiment},
+            facts={"row": row.name, "experiment": row.setting.configs[0]},
         )
         for row in chosen
     ]
@@ -171,7 +159,3 @@ def _for_scoring(options: Sequence[str]) -> list[str]:
         if keep:
             kept.append(word)
     return kept
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

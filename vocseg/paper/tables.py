@@ -159,14 +159,16 @@ def table_lines(known: Declared, records: dict[str, Run], number: int) -> list[L
 
 def _line(row: Row, record: Run | None) -> Line:
     paper = Scores(*row.paper) if row.paper else Scores()
-    settings = (row.activation, f"{row.lr:g}", f"{row.weight_decay:g}")
+    options = row.options
+    rate, decay = (f"{float(options[f'model.optimizer.{name}']):g}" for name in ("lr", "weight_decay"))
+    settings = (options["model.decoder.activation"], rate, decay)
     if record is None:
         needs = f": needs {row.needs}" if row.needs else ""
         return Line(row.name, settings, paper, Scores(), Scores(), epochs=f"not run{needs}", note=row.choice)
     model = record.configs[0]["model"]
     model = model.get("init_args", model)  # records of vocseg 0.1.0 name no class
     optimizer = model["optimizer"]["init_args"]
-    activation = model["decoder"]["init_args"].get("activation", row.activation)
+    activation = model["decoder"]["init_args"].get("activation", settings[0])
     return Line(
         row.name,
         (activation, f"{optimizer['lr']:g}", f"{optimizer['weight_decay']:g}"),

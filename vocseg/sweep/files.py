@@ -1,8 +1,10 @@
 """The files of a sweep: tables as Markdown, CSV and LaTeX, and one HTML page."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,12 +85,13 @@ def html(summary: Summary, command: str) -> str:
         split = plan.splits[-1]
         body += [f"<h2>IoU of each class on {split}, mean over the seeds</h2>", *_classes(with_runs, split)]
     body += ["<h2>How it was run</h2>", f"<pre>{pages.text(command)}</pre>"]
-    body += [f"<p>{pages.text(device)}</p>" for device in hardware(summary)]
+    body += [f"<p>{'<br>'.join(pages.text(device) for device in hardware(summary))}</p>"]
     commands = [f"{line.setting.name}: vocseg fit {shlex.join(line.setting.words())}" for line in summary.lines]
     body += [f"<p>Each setting, without seed and name:</p><pre>{pages.text(chr(10).join(commands))}</pre>"]
     runs = runs_rows(summary)
     shown = [index for index, name in enumerate(runs[0]) if name not in ("options", "error", "commit", "device")]
-    body += [_wide(pages.table([runs[0][i] for i in shown], [[row[i] for i in shown] for row in runs[1:]]))]
+    heads = [runs[0][i].replace("miou", "mIoU").replace("_", " ") for i in shown]
+    body += [_wide(pages.table(heads, [[_short(row[i]) for i in shown] for row in runs[1:]]))]
     return pages.page(f"Sweep {plan.name}", body)
 
 
@@ -110,9 +113,11 @@ def _sentence(summary: Summary) -> str:
 def _ranges(summary: Summary) -> list[str]:
     lines = [line for line in summary.lines if line.runs]
     figures = []
-    for split in summary.plan.splits if lines else ():
+    splits = summary.plan.splits if lines else []
+    largest = max((max(line.values(split)) for line in lines for split in splits), default=1)
+    for split in splits:  # with one axis for all, so that they can be compared
         values = {line.setting.name: line.values(split) for line in lines}
-        pixels = as_array(ranges_figure(values, "mIoU", split, summary.floor.get(split)))
+        pixels = as_array(ranges_figure(values, "mIoU", split, summary.floor.get(split), 1.05 * largest or 1))
         figures.append(pages.picture(pixels, f"mIoU on {split}: a dot for each run; dotted: all background"))
     return figures
 
@@ -128,7 +133,7 @@ def _classes(lines: Sequence[Line], split: str) -> list[str]:
         return ['<p class="problem">The runs have different classes: their IoUs cannot be compared.</p>']
     class_names = list(names.pop())
     iou = {line.setting.name: _class_means(line, split, class_names) for line in lines}
-    picture = [pages.picture(as_array(iou_figure(iou, class_names)), f"IoU on {split}")] if len(iou) <= 6 else []
+    picture = [pages.picture(as_array(iou_figure(iou, class_names, split)), f"IoU on {split}")] if len(iou) <= 6 else []
     rows = [
         [name, *("-" if iou[key][index] != iou[key][index] else f"{iou[key][index]:.3f}" for key in iou)]
         for index, name in enumerate(class_names)
@@ -143,6 +148,12 @@ def _class_means(line: Line, split: str, class_names: Sequence[str]) -> list[flo
     return [
         float(np.mean(column[~np.isnan(column)])) if (column == column).any() else float("nan") for column in columns
     ]
+
+
+def _short(cell: Any) -> str:
+    """A score with four digits; ``runs.csv`` has them all."""
+    text = str(cell)
+    return f"{float(text):.4f}" if re.fullmatch(r"0\.\d{5,}", text) else text
 
 
 def _wide(table: str) -> str:
