@@ -32,9 +32,10 @@ def run_command(args: Sequence[str]) -> None:
 
         from vocseg.demo.server import Limits, create_app
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("starlette", "uvicorn", "anyio"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn", "anyio"):
             raise
-        raise VocsegError(f'vocseg demo needs {error.name}: pip install "vocseg[demo]"') from error
+        raise VocsegError(f'vocseg demo needs {package}: pip install "vocseg[demo]"') from error
     with _listen(given.host, given.port) as listening:
         task, checkpoint = _load(given.ckpt_path, given.device)
         app = create_app(task, checkpoint, Limits(given.max_megabytes, given.max_megapixels), trusted_hosts(given.host))

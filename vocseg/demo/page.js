@@ -125,7 +125,7 @@ function select(photo) {
   photo.item.firstChild.setAttribute("aria-current", "true");
   photo.item.scrollIntoView({block: "nearest", inline: "nearest"});
   $("work").hidden = false;
-  $("frame").style.setProperty("--ratio", photo.width / photo.height);
+  $("work").style.setProperty("--ratio", photo.width / photo.height);
   $("photograph").src = photo.url;
   $("photograph").alt = photo.name;
   const shares = [...photo.shares].sort((one, other) => other[1] - one[1]);
