@@ -28,7 +28,7 @@ STEPS = 1000
 
 
 def segment_upload(task: SegmentationTask, content: bytes, max_megapixels: float) -> dict[str, Any]:
-    """Segments the image in ``content`` as :meth:`vocseg.SegmentationTask.segment` does.
+    """Segments the image in ``content`` as :meth:`vocseg.task.SegmentationTask.segment` does.
 
     Args:
         task: in eval mode.
