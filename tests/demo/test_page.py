@@ -48,7 +48,9 @@ def page(chromium, url):
     page, problems, elsewhere = context.new_page(), [], []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith((url, "blob:", "data:")) else elsewhere.append(1))
-    page.on("console", lambda line: problems.append(line.text) if line.type == "error" and "422" not in line.text else 0)
+    page.on(
+        "console", lambda line: problems.append(line.text) if line.type == "error" and "422" not in line.text else 0
+    )
     page.goto(url)
     yield page
     context.close()

@@ -1,7 +1,9 @@
 """``vocseg demo``: loads a checkpoint and serves the page until Ctrl-C."""
 
 import argparse
+import contextlib
 import errno
+import importlib
 import ipaddress
 import socket
 import sys
@@ -51,13 +53,10 @@ def run_command(args: Sequence[str]) -> None:
         print(f"Demo        {url}  (Ctrl-C ends it)", flush=True)
         if given.open == "true":
             webbrowser.open(url)
-        settings = uvicorn.Config(
-            app, log_level="warning", server_header=False, lifespan="off", ws="none", timeout_graceful_shutdown=2
-        )
-        try:
+        settings = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off", ws="none")
+        with contextlib.suppress(KeyboardInterrupt):  # raised again when the image in work is answered
             uvicorn.Server(settings).run(sockets=[listening])
-        except KeyboardInterrupt:  # raised again after an orderly shutdown
-            print("Demo ended")
+        print("Demo ended")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -132,4 +131,5 @@ def _load(ckpt_path: str, device: str) -> "tuple[SegmentationTask, str]":
     except (RuntimeError, AssertionError) as error:  # torch's, for a device that is not there
         reason = str(error).strip().partition("\n")[0]
         raise VocsegError(f"--device {device} cannot be used: {reason}") from error
+    importlib.import_module("vocseg.data.transforms")  # else the first upload would wait for it
     return task, "/".join(path.parts[-4:])  # <name>/version_N/checkpoints/best.ckpt

@@ -33,9 +33,10 @@ async function segment(photo) {
   const logs = new Uint16Array(bytes(probabilities.values).buffer);
   const url = URL.createObjectURL(new Blob([bytes(answer.photograph)], {type: "image/jpeg"}));
   const mask = URL.createObjectURL(new Blob([bytes(answer.mask)], {type: "image/png"}));
-  const shares = new Map();
-  for (const label of labels) shares.set(label, (shares.get(label) ?? 0) + 1);
-  for (const [label, count] of shares) shares.set(label, count / labels.length);
+  const counts = new Uint32Array(256);
+  for (const label of labels) counts[label]++;
+  const shares = [...counts.entries()].filter(([, count]) => count).map(([label, count]) => [label, count / labels.length]);
+  shares.sort((one, other) => other[1] - one[1]);
   delete photo.file;
   Object.assign(photo, {width, height, seconds, labels, url, mask, shares, input: answer.input_size});
   photo.probabilities = {...probabilities, values: logs};
@@ -128,14 +129,13 @@ function select(photo) {
   $("work").style.setProperty("--ratio", photo.width / photo.height);
   $("photograph").src = photo.url;
   $("photograph").alt = photo.name;
-  const shares = [...photo.shares].sort((one, other) => other[1] - one[1]);
-  const summary = shares.map(([label, share]) => `${setup.classes[label].name} ${percent(share)}`).join(", ");
+  const summary = photo.shares.map(([label, share]) => `${setup.classes[label].name} ${percent(share)}`).join(", ");
   $("overlay").setAttribute("aria-label", `${photo.name}: ${summary}. The arrow keys read the classes of its pixels.`);
   const time = photo.seconds < 1 ? `${Math.round(1000 * photo.seconds)} ms` : `${photo.seconds.toFixed(1)} s`;
   const [high, wide] = photo.input, resized = high !== photo.height || wide !== photo.width;
   $("facts").textContent = `${photo.name} \u00b7 ${photo.width}\u00d7${photo.height} pixels`
     + (resized ? `, resized to ${wide}\u00d7${high} for the network` : "") + ` \u00b7 ${time}`;
-  $("classes").replaceChildren(...shares.map(([label, share]) => legendItem(label, share)));
+  $("classes").replaceChildren(...photo.shares.map(([label, share]) => legendItem(label, share)));
   $("mask").href = photo.mask;
   $("mask").download = `${stem(photo)}.png`;
   read();

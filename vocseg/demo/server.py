@@ -72,8 +72,10 @@ def create_app(
         if request.headers.get("content-type") != CONTENT_TYPE:
             raise HTTPException(415, f"Send the bytes of an image file as {CONTENT_TYPE}.")
         content = await _body(request, limits.megabytes)
-        # in a thread: the page stays responsive
-        answer = await to_thread.run_sync(_answer, task, content, limits.megapixels, limiter=one_at_a_time)
+        try:  # in a thread: the page stays responsive
+            answer = await to_thread.run_sync(_answer, task, content, limits.megapixels, limiter=one_at_a_time)
+        except anyio.get_cancelled_exc_class():  # the server was told twice to end
+            raise HTTPException(503, "The demo was ended.") from None
         return JSONResponse(answer, headers={"X-Content-Type-Options": "nosniff"})
 
     return Starlette(
