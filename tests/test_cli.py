@@ -62,10 +62,10 @@ def test_bash_completes_commands_options_and_experiments(tmp_path, capsys):
     script.write_text(
         capsys.readouterr().out
         + '\ntry() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_vocseg; echo "${COMPREPLY[@]}"; }\n'
-        + "try vocseg exper\ntry vocseg fit --model.dec\ntry vocseg fit --config quick\n"
+        + "try vocseg exper\ntry vocseg fit --model.dec\ntry vocseg fit --config quick\ntry vocseg demo --max_megap\n"
     )
     done = subprocess.run(["bash", script], capture_output=True, text=True)
-    assert done.stdout.split() == ["experiments", "--model.decoder", "quickstart"], done.stderr
+    assert done.stdout.split() == ["experiments", "--model.decoder", "quickstart", "--max_megapixels"], done.stderr
 
 
 def test_completion_for_another_shell_is_refused(capsys):
@@ -108,6 +108,7 @@ def test_the_wheel_carries_the_experiments(tmp_path):
         names = archive.namelist()
     assert not [name for name in names if name.startswith(("tests", "experiments", "lightning_logs", "benchmarks"))]
     assert not [name for name in names if name.endswith((".md", ".json", ".png"))]
+    assert {f"vocseg/demo/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
     empty.mkdir()
     code = (
         "from vocseg.cli import main; from vocseg.experiments import resolve_config; main(['experiments']); "

@@ -23,6 +23,7 @@ COMMANDS = {
     "validate": "score a checkpoint on the validation split: vocseg validate --ckpt_path CKPT",
     "test": "score a checkpoint on the test split: vocseg test --ckpt_path CKPT",
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
+    "demo": "segment photographs in the browser: vocseg demo --ckpt_path CKPT",
     "submit": "pack predictions for VOC's evaluation server: vocseg submit --ckpt_path CKPT --data.split test",
     "inspect": "show what a data set holds, before training: vocseg inspect --data.root FOLDER",
     "sweep": "train and compare many runs: vocseg sweep --config mobilenet baseline --seeds 0 1 2",
@@ -85,6 +86,8 @@ def _dispatch(command: str, args: list[str]) -> None:
         print("\n".join(_experiments(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)))
     elif command == "report":
         _report(args)
+    elif command == "demo":
+        _load("demo.commands").run_command(args)
     elif command == "submit":
         _load("submission").run_command(args)
     elif command == "inspect":

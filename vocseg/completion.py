@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 
 from vocseg.cli_help import help_text
+from vocseg.demo.commands import make_parser
 from vocseg.errors import VocsegError, check_choice
 from vocseg.experiments import list_experiments
 
 SHELLS = ("bash", "zsh", "tcsh")
-WITH_OPTIONS = ("fit", "validate", "test", "predict")
+WITH_OPTIONS = ("fit", "validate", "test", "predict", "demo")
 
 
 def completion_script(shell: str, commands: Mapping[str, str]) -> str:
@@ -47,5 +48,6 @@ def completion_script(shell: str, commands: Mapping[str, str]) -> str:
 
 def _options(command: str) -> list[list[str]]:
     """The names of each option in the command's help, the long one first."""
-    lines = re.findall(r"^ +(--[\w.]+)(?:, (-\w))?(?=\s|$)", help_text(command), re.MULTILINE)
+    text = make_parser().format_help() if command == "demo" else help_text(command)
+    lines = re.findall(r"^ +(--[\w.]+)(?:, (-\w))?(?=\s|$)", text, re.MULTILINE)
     return [[name for name in names if name] for names in dict.fromkeys(lines)]

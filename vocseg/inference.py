@@ -239,7 +239,8 @@ def label_map(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.in
     for first in range(0, len(logits), at_once):
         part = resize(logits[None, first : first + at_once].contiguous(), (height, width))[0]
         if len(part) == 1:
-            values, found = part[0], torch.full_like(part[0], first if classes is None else classes[first], dtype=small)
+            label = first if classes is None else int(classes[first])
+            values, found = part[0], torch.full_like(part[0], label, dtype=small)
         else:
             # over a leading axis that is contiguous, max is several times faster than argmax
             values, indices = part.max(0)

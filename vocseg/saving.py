@@ -69,9 +69,14 @@ def write_mask(path: Path, labels: np.ndarray, save: Save = write_atomically) ->
 
     ``save`` is as in :func:`write_text`.
     """
+    save(path, lambda file: encode_mask(labels, file))
+
+
+def encode_mask(labels: np.ndarray, file: BinaryIO) -> None:
+    """Writes labels uint8 [H, W] to an open file, as :func:`write_mask` does."""
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(VOC_PALETTE.ravel().tolist())
-    save(path, lambda file: image.save(file, format="PNG"))
+    image.save(file, format="PNG")
 
 
 class OwnedFolder:

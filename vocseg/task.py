@@ -339,16 +339,32 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
                     maps[index] = label_map(scores, size, torch.uint8)
         return [maps[index] for index in range(len(image))]
 
-    @torch.no_grad()
     def segment(self, image: Any) -> np.ndarray:
         """Segments one image, prepared like the images that this task was evaluated on.
 
         Args:
-            image: a path, a PIL image, or an array, [H, W, 3] (RGB) or [H, W] (grey), of uint8, uint16 or floats from 0
-                to 1.
+            image: a path, the bytes of an image file, a PIL image, or an array, [H, W, 3] (RGB) or [H, W] (grey), of
+                uint8, uint16 or floats from 0 to 1.
 
         Returns:
             Its label map, uint8 [H, W].
+
+        Raises:
+            VocsegError: it cannot be read, or is no such array.
+        """
+        pixels, logits = self.image_logits(image)
+        return label_map(logits, pixels.shape[:2], torch.uint8).cpu().numpy()
+
+    @torch.no_grad()
+    def image_logits(self, image: Any) -> tuple[np.ndarray, Tensor]:
+        """Applies the network to one image, as :meth:`segment` does.
+
+        Args:
+            image: as in :meth:`segment`.
+
+        Returns:
+            The image as it was read, RGB uint8 [H, W, 3], and its logits at the size that the network saw, float32
+            [C, h, w]; :func:`vocseg.inference.label_map` and :func:`vocseg.inference.probability_map` resize them.
 
         Raises:
             VocsegError: it cannot be read, or is no such array.
@@ -364,7 +380,7 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         self.eval()
         logits = self.infer(tensor.to(self.device))[0]
         self.train(was_training)
-        return label_map(logits, pixels.shape[:2], torch.uint8).cpu().numpy()
+        return pixels, logits
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]  # one of the forms Lightning takes
         """The optimizer over all trainable parameters, the backbone in a group of its own, and the schedule."""

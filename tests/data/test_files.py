@@ -224,6 +224,16 @@ def test_deep_images_keep_their_brightness(tmp_path, kind):
         assert image[..., 0].mean() > image[..., 1].mean() > image[..., 2].mean()
 
 
+@pytest.mark.parametrize("kind", DEEP)
+def test_the_bytes_of_a_file_are_read_as_the_file(tmp_path, kind):
+    name, write, pixels, settings = DEEP[kind]
+    write(tmp_path / name, pixels)
+    content = (tmp_path / name).read_bytes()
+    assert np.array_equal(as_rgb(content, **settings), read_image(tmp_path / name, **settings))
+    with pytest.raises(VocsegError, match=r"^The file (cannot be read|is not an image)"):
+        as_rgb(content[: len(content) // 2], **settings)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in DEEP if "RGBA" not in kind])
 def test_arrays_are_read_as_their_files(tmp_path, kind):
     name, write, pixels, settings = DEEP[kind]

@@ -1,11 +1,12 @@
 """Image and mask files: reading and checking them."""
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import cv2  # albumentations' own dependency
 import numpy as np
@@ -73,23 +74,25 @@ class ImageReader:
         if self.bit_depth is not None and not 8 <= self.bit_depth <= 32:
             raise VocsegError(f"bit_depth must be 8 to 32, or null for all bits of the files; got {self.bit_depth}.")
 
-    def read(self, path: Path) -> np.ndarray:
-        """Reads an image file.
+    def read(self, source: Path | bytes) -> np.ndarray:
+        """Reads an image file, given by its path or as its content.
 
         Raises:
             VocsegError: the file is missing, damaged, not an image, or has values that cannot be scaled.
         """
-        stored = decode(path, "image", self.exif_rotation, rgb=True)
-        return self._to_rgb(stored.pixels, f"image {path}", _value_bits(stored.raw_mode))
+        stored = decode(source, "image", self.exif_rotation, rgb=True)
+        return self._to_rgb(stored.pixels, _name(source, "image"), _value_bits(stored.raw_mode))
 
     def convert(self, image: Any) -> np.ndarray:
-        """Converts an image given as a path, a PIL image or an array, [H, W, 3] (RGB) or [H, W] (grey).
+        """Converts an image: a path, the bytes of a file, a PIL image, or an array, [H, W, 3] (RGB) or [H, W] (grey).
 
         Raises:
             VocsegError: the file cannot be read, or the array has another shape or type.
         """
         if isinstance(image, str | Path):
             return self.read(Path(image))
+        if isinstance(image, bytes):
+            return self.read(image)
         if isinstance(image, Image.Image):
             orientation = image.getexif().get(ORIENTATION, 1) if self.exif_rotation else 1
             return self._to_rgb(_rotated(_pixels(image, rgb=True), orientation), "PIL image", _value_bits(image.mode))
@@ -97,8 +100,8 @@ class ImageReader:
         known_type = array.dtype == np.uint8 or (array.dtype.kind in "iuf" and array.dtype.itemsize > 1)
         if not known_type or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
             raise VocsegError(
-                "An image must be a path, a PIL image, or an array [H, W, 3] or [H, W] of uint8, uint16 or floats; got "
-                f"{array.dtype} {list(array.shape)}."
+                "An image must be a path, the bytes of a file, a PIL image, or an array [H, W, 3] or [H, W] of uint8, "
+                f"uint16 or floats; got {array.dtype} {list(array.shape)}."
             )
         return self._to_rgb(array, f"array of {array.dtype}")
 
@@ -160,7 +163,7 @@ def read_image(path: Path, bit_depth: int | None = None, exif_rotation: bool = T
 
 
 def as_rgb(image: Any, bit_depth: int | None = None, exif_rotation: bool = True) -> np.ndarray:
-    """Converts a path, a PIL image or an array to RGB uint8 [H, W, 3]; see :class:`ImageReader`.
+    """Converts a path, the bytes of a file, a PIL image or an array to RGB uint8 [H, W, 3]; see :class:`ImageReader`.
 
     Raises:
         VocsegError: the file cannot be read, or the array has another shape or type.
@@ -326,11 +329,11 @@ class StoredPixels(NamedTuple):
     format: str
 
 
-def decode(path: Path, kind: str, exif_rotation: bool, rgb: bool = False) -> StoredPixels:
+def decode(source: Path | bytes, kind: str, exif_rotation: bool, rgb: bool = False) -> StoredPixels:
     """Loads an image file completely.
 
     Args:
-        path: of the file.
+        source: path of the file, or its content.
         kind: ``image`` or ``mask``, for error messages.
         exif_rotation: rotate the pixels as the file's EXIF orientation says.
         rgb: convert modes of 8 bits to RGB.
@@ -338,9 +341,10 @@ def decode(path: Path, kind: str, exif_rotation: bool, rgb: bool = False) -> Sto
     Raises:
         VocsegError: the file is missing, damaged, or not an image.
     """
+    name = _name(source, kind)
     try:
         # given a path, Pillow would map an uncompressed TIFF into memory, and garble it if it has an orientation
-        with path.open("rb") as file:
+        with _opened(source) as file:
             image: Image.Image = Image.open(file)
             if image.format == "PNG":
                 image.verify()  # load() skips the checksums of a PNG's pixel data
@@ -357,20 +361,20 @@ def decode(path: Path, kind: str, exif_rotation: bool, rgb: bool = False) -> Sto
             palette = np.array(image.getpalette("RGB") if mode in ("P", "PA") else [], np.uint8).reshape(-1, 3)
             # of colours with 16 bits Pillow keeps only the upper 8
             is_deep = ";16" in raw_mode and mode in ("RGB", "RGBA")
-            pixels = _opencv_pixels(path) if is_deep else _pixels(image, rgb)
+            pixels = _opencv_pixels(source) if is_deep else _pixels(image, rgb)
     except FileNotFoundError as error:
-        raise VocsegError(f"The {kind} {path} does not exist.") from error
+        raise VocsegError(f"The {name} does not exist.") from error
     except UnidentifiedImageError as error:
-        tiff = _tiff_pixels(path)
+        tiff = _tiff_pixels(source)
         if tiff is None:
-            raise VocsegError(f"The {kind} {path} is not an image.") from error
+            raise VocsegError(f"The {name} is not an image.") from error
         pixels = tiff
         mode = raw_mode = "L" if pixels.ndim == 2 else "RGB"
         palette, file_format, orientation = np.empty((0, 3), np.uint8), "TIFF", 1
     except Image.DecompressionBombError as error:
-        raise VocsegError(f"The {kind} {path} is refused: {error}.") from error
+        raise VocsegError(f"The {name} is refused: {error}.") from error
     except (OSError, ValueError, SyntaxError, EOFError, cv2.error) as error:  # what broken files raise
-        raise VocsegError(f"The {kind} {path} cannot be read: {' '.join(str(error).split())}.") from error
+        raise VocsegError(f"The {name} cannot be read: {' '.join(str(error).split())}.") from error
     return StoredPixels(_rotated(pixels, orientation), mode, raw_mode, palette, file_format)
 
 
@@ -416,6 +420,15 @@ def _check_sizes(sample: Sample, image: np.ndarray, mask: np.ndarray, images: Im
     raise VocsegError(message)
 
 
+def _name(source: Path | bytes, kind: str) -> str:
+    """What messages call a file."""
+    return "file" if isinstance(source, bytes) else f"{kind} {source}"
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
 def _pixels(image: Image.Image, rgb: bool) -> np.ndarray:
     """The pixels of a PIL image; ``rgb``: those of modes with 8 bits converted to RGB."""
     is_deep = image.mode in ("I", "F") or image.mode.startswith("I;")
@@ -442,13 +455,14 @@ def _value_bits(raw_mode: str) -> int | None:
     return 15 if raw_mode in ("I;16S", "I;16BS") else None  # Pillow reads them into 32 bits
 
 
-def _opencv_pixels(path: Path) -> np.ndarray:
+def _opencv_pixels(source: Path | bytes) -> np.ndarray:
     """Pixels as stored: grey, RGB or RGBA of any type.
 
     Raises:
         ValueError: OpenCV cannot read the file.
     """
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    content = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.fromfile(source, np.uint8)
+    pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ValueError("neither Pillow nor OpenCV can read values of this type; store 8 bits")
     if pixels.ndim == 2:
@@ -456,12 +470,12 @@ def _opencv_pixels(path: Path) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
 
 
-def _tiff_pixels(path: Path) -> np.ndarray | None:
+def _tiff_pixels(source: Path | bytes) -> np.ndarray | None:
     """The pixels of a TIFF file of a type that Pillow does not know, for example float RGB; None if it is none."""
-    with path.open("rb") as file:
+    with _opened(source) as file:
         if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return None
     try:
-        return _opencv_pixels(path)
+        return _opencv_pixels(source)
     except (ValueError, cv2.error):
         return None

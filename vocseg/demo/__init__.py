@@ -1,0 +1,1 @@
+"""``vocseg demo``: a page on which a checkpoint segments photographs."""
