@@ -48,7 +48,7 @@ def segment_upload(task: SegmentationTask, content: bytes, max_megapixels: float
     _check_size(content, max_megapixels)
     start = time.perf_counter()
     pixels, logits = task.image_logits(content)
-    labels = label_map(logits, pixels.shape[:2]).to(torch.uint8).cpu().numpy()
+    labels = label_map(logits, pixels.shape[:2], torch.uint8).cpu().numpy()
     probabilities = _probabilities(logits)
     seconds = time.perf_counter() - start
     photograph, mask = io.BytesIO(), io.BytesIO()
