@@ -38,6 +38,7 @@ class PredictionFiles:
         rank: of this process; each writes its own images.
 
     Attributes:
+        names: of what is written about each image, by its path.
         owned: the folder, in which a prediction replaces only its own files.
         written: path of each image that was written, by its name.
         shown: what the pages show of each.
@@ -61,12 +62,12 @@ class PredictionFiles:
         self.owned = OwnedFolder(folder, "predict", "Name another folder: --predictions.output_dir", rank)
         self.written: dict[str, str] = {}
         self.shown: list[Shown] = []
-        self._names = unique_names(_relative_names(images, given))
+        self.names = unique_names(_relative_names(images, given))
 
     @property
     def paths(self) -> list[Path]:
         """All files that may be written."""
-        files = [path for name in self._names.values() for path in self._files(name).values()]
+        files = [path for name in self.names.values() for path in self._files(name).values()]
         return files + (page_paths(self.folder, len(self.images)) if self.contact_sheet else [])
 
     def write(
@@ -83,7 +84,7 @@ class PredictionFiles:
         Raises:
             VocsegError: a file of another origin has the name of one of them, or the image cannot be read.
         """
-        name = self._names[Path(path)]
+        name = self.names[Path(path)]
         files = self._files(name)
         self.written[name] = path
         write_mask(files["mask"], labels, self.owned.write)
@@ -125,7 +126,7 @@ class PredictionFiles:
         small_labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         # drawn at this size: in a reduced overlay, contours and names would be too small
         pictures = (small, overlay(small, small_labels, class_names=class_names), coloured(small_labels))
-        name = self._names[Path(path)]
+        name = self.names[Path(path)]
         for file, picture in zip(thumbnail_paths(self.folder, name).values(), pictures, strict=True):
             self._write_jpeg(file, picture, 85)
         shares = np.bincount(labels.ravel(), minlength=256) / labels.size

@@ -179,6 +179,11 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
             scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": base})
 
     @property
+    def data_settings(self) -> dict[str, Any]:
+        """The hyperparameters of the data module, as far as they are known; empty without one."""
+        return dict(self._data_settings)
+
+    @property
     def trained_steps(self) -> int:
         """Optimizer steps that these weights have seen, here or before they were loaded from a checkpoint."""
         return max(self.global_step, int(self._loaded.get("global_step", 0)))
