@@ -172,7 +172,7 @@ def test_the_scores_are_those_of_vocseg_test(exported, checkpoint, voc_root, voc
     data = VOCDataModule(str(voc_root), class_names=SYNTHETIC_CLASSES, num_workers=0)
     result = score_exported(ExportedModel(exported[0]["onnx"]), data)
     assert result.miou == pytest.approx(scores["miou"], abs=1e-3)
-    with pytest.raises(VocsegError, match="class_names=model.class_names"):
+    with pytest.raises(VocsegError, match=r"class_names=model\.class_names"):
         score_exported(ExportedModel(exported[0]["onnx"]), VOCDataModule(str(voc_root)))
 
 

@@ -433,15 +433,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def run_command(args: Sequence[str]) -> None:
-    """Runs ``vocseg export ...``.
-
-    Args:
-        args: the words after ``vocseg export``.
-
-    Raises:
-        VocsegError: a mistake in them; see :func:`export_task`.
-    """
+def command_parser() -> ArgumentParser:
+    """The options of ``vocseg export``."""
     parser = ArgumentParser(
         prog="vocseg export",
         description="Writes the network of a checkpoint as a file that needs neither vocseg nor Lightning, with "
@@ -463,7 +456,19 @@ def run_command(args: Sequence[str]) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="the only size of images (default: any)"
     )
-    given = parser.parse_args(args)
+    return parser
+
+
+def run_command(args: Sequence[str]) -> None:
+    """Runs ``vocseg export ...``.
+
+    Args:
+        args: the words after ``vocseg export``.
+
+    Raises:
+        VocsegError: a mistake in them; see :func:`export_task`.
+    """
+    given = command_parser().parse_args(args)
     check_choice("--format", given.format, FORMATS)
     checkpoint = checkpoint_of(given.ckpt_path)
     run = RunFolder.of_checkpoint(checkpoint)

@@ -127,7 +127,12 @@ class ExportedModel:
             name = next((name for name in archive.namelist() if name.endswith(f"/extra/{NAME}")), None)
             if name is None:
                 self._refuse()
-            metadata = self._metadata(json.loads(archive.read(name)))
+            text = archive.read(name)
+        try:
+            entries = dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            self._refuse(error)
+        metadata = self._metadata(entries)
         import torch  # ONNX files do without
 
         if threads is not None:

@@ -193,7 +193,7 @@ def describe_resizing(transforms: Sequence[A.BasicTransform | A.BaseCompose]) ->
     """
     if not transforms:
         return {}
-    only = transforms[0] if len(transforms) == 1 else None
+    only: Any = transforms[0] if len(transforms) == 1 else None
     settings: dict[str, Any] = {}
     if type(only) is A.LongestMaxSize and isinstance(only.max_size, int):
         settings = {"longest_side": only.max_size}
