@@ -122,7 +122,7 @@ class ExportableNetwork(nn.Module):
         self.network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
         self.network.channels_last = False
         self.network.requires_grad_(False)
-        _replace_pooling(self.network)
+        _replace_layers(self.network)
         self.output, self.image = output, image
         for name, values in zip(("scale", "offset"), scale_and_offset(), strict=True):
             self.register_buffer(name, torch.from_numpy(values)[:, None, None])
@@ -270,10 +270,12 @@ def _metadata(task: SegmentationTask, output: str, image: str, checkpoint: str) 
     }
 
 
-def _replace_pooling(module: nn.Module) -> None:
-    """Puts :class:`PoolingByProduct` in the place of adaptive pooling to more than one cell.
+def _replace_layers(module: nn.Module) -> None:
+    """Puts layers that compute the same in the place of those that exporters cannot handle at any size, or only slowly.
 
-    ONNX has no such operator, and torch writes one for the traced size alone.
+    Of adaptive pooling to several cells ONNX has no operator, and torch writes one for the traced size alone.
+    TensorFlow's padding (timm's ``Conv2dSame``) depends on the size, in expressions that torch takes minutes to follow.
+    But images are padded to multiples of the stride, so all features have sizes that the next stride divides.
     """
     for name, child in module.named_children():
         if type(child) is nn.AdaptiveAvgPool2d:
@@ -281,8 +283,27 @@ def _replace_pooling(module: nn.Module) -> None:
             rows, columns = size if isinstance(size, tuple) else (size, size)
             if rows and columns and (rows, columns) != (1, 1):
                 setattr(module, name, PoolingByProduct((rows, columns)))
+        elif isinstance(child, nn.Conv2d) and type(child).__name__ == "Conv2dSame":
+            setattr(module, name, _padded_alike(child))
         else:
-            _replace_pooling(child)
+            _replace_layers(child)
+
+
+def _padded_alike(convolution: nn.Conv2d) -> nn.Sequential:
+    """Padding and convolution, as ``Conv2dSame`` computes them where the stride divides the size."""
+    sizes = zip(convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
+    rows, columns = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, stride, dilation in sizes)
+    plain = nn.Conv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,  # type: ignore[arg-type]  # of two numbers
+        convolution.stride,  # type: ignore[arg-type]
+        dilation=convolution.dilation,  # type: ignore[arg-type]
+        groups=convolution.groups,
+        bias=convolution.bias is not None,
+    )
+    plain.weight, plain.bias = convolution.weight, convolution.bias
+    return nn.Sequential(nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)), plain)
 
 
 def _sides(stride: int) -> tuple[int, int]:
