@@ -179,7 +179,7 @@ def export_task(
     Args:
         task: the task.
         path: of the file, which ends in ``.onnx`` or ``.pt2``. A file that is no earlier export is not replaced.
-        format: ``onnx``, or ``torch_export`` for :func:`torch.export.save`.
+        format: ``onnx``, or ``torch_export`` for ``torch.export.save``.
         output: of the network: ``labels``, ``probabilities`` or ``logits``.
         image: what it takes: ``uint8``, or ``float`` for images that are normalised with the metadata's mean and std.
         opset: version of ONNX's operators; None: torch's default.
