@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
 from vocseg.checkpoints import with_current_keys, written_by_vocseg
-from vocseg.components import SavesInitArgs, class_path_of, plain, to_config
+from vocseg.components import NetworkPart, class_path_of, plain, to_config
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.decoders import Decoder
 from vocseg.errors import VocsegError
@@ -47,7 +47,7 @@ DecoderCallable = Callable[[list[int], list[int], int], Decoder] | Callable[[lis
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
-class SegmentationTask(SavesInitArgs, L.LightningModule):
+class SegmentationTask(NetworkPart):
     """Trains and scores a :class:`vocseg.network.SegmentationNetwork`.
 
     Checkpoints describe themselves: ``SegmentationTask.load_from_checkpoint(path)`` needs nothing else, as long as each
