@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         UPerNet,
     )
     from vocseg.errors import VocsegError
+    from vocseg.export import export_task
+    from vocseg.exported import ExportedModel
     from vocseg.inference import Inference
     from vocseg.losses import CrossEntropy, Dice, FocalLoss, LovaszSoftmax, OHEMCrossEntropy, SumOfLosses
     from vocseg.network import SegmentationNetwork
@@ -58,6 +60,7 @@ __all__ = [
     "DeconvDecoder",
     "DeepLabV3Plus",
     "Dice",
+    "ExportedModel",
     "FocalLoss",
     "FolderDataModule",
     "Inference",
@@ -89,6 +92,7 @@ __all__ = [
     "WholeNetwork",
     "__version__",
     "confusion_figure",
+    "export_task",
     "legend",
     "overlay",
 ]
@@ -113,6 +117,8 @@ _MODULES = {
         *("PSPNet", "ResidualDecoder", "SegFormerHead", "SkipDecoder", "UNetDecoder", "UPerNet"),
     ),
     "vocseg.errors": ("VocsegError",),
+    "vocseg.export": ("export_task",),
+    "vocseg.exported": ("ExportedModel",),
     "vocseg.losses": ("CrossEntropy", "Dice", "FocalLoss", "LovaszSoftmax", "OHEMCrossEntropy", "SumOfLosses"),
     "vocseg.inference": ("Inference",),
     "vocseg.network": ("SegmentationNetwork",),

@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "write masks of your own images: vocseg predict --ckpt_path CKPT --data.predict_path IMAGES",
     "demo": "segment photographs in the browser: vocseg demo --ckpt_path CKPT",
     "submit": "pack predictions for VOC's evaluation server: vocseg submit --ckpt_path CKPT --data.split test",
+    "export": "write a network as ONNX or torch.export: vocseg export --ckpt_path CKPT --format onnx",
     "inspect": "show what a data set holds, before training: vocseg inspect --data.root FOLDER",
     "sweep": "train and compare many runs: vocseg sweep --config mobilenet baseline --seeds 0 1 2",
     "report": "write a page of runs' curves, scores and images: vocseg report RUN [RUN ...]",
@@ -88,6 +89,11 @@ def _dispatch(command: str, args: list[str]) -> None:
         _report(args)
     elif command == "demo":
         _load("demo.commands").run_command(args)
+    elif command == "export":
+        _load("export").run_command(args)
+    elif command == "predict" and _names_exported_model(args):
+        # not _load: of an exported model nothing is imported that takes so long
+        importlib.import_module("vocseg.exported_prediction").run_command(args)
     elif command == "submit":
         _load("submission").run_command(args)
     elif command == "inspect":
@@ -100,6 +106,12 @@ def _dispatch(command: str, args: list[str]) -> None:
         run_command(args)
     else:
         _load("lightning_cli").run([command, *args])
+
+
+def _names_exported_model(args: Sequence[str]) -> bool:
+    """Whether ``--model`` is a file: without a checkpoint, which a config may name, it is no class."""
+    names = {word.partition("=")[0] for word in args}
+    return "--model" in names and not {"--ckpt_path", "--config", "-c"} & names
 
 
 def _report(args: list[str]) -> None:

@@ -41,6 +41,13 @@ def help_text(subcommand: str) -> str:
         *_option("--config, -c", "a config file, or the name of a packaged experiment (vocseg experiments)"),
         *_option("--print_config", "print all settings and exit"),
         *_option("--ckpt_path", _CHECKPOINT[subcommand != "fit"]),
+        *(
+            _option(
+                "--model", "instead of --ckpt_path: a file that vocseg export wrote; see vocseg predict --model FILE -h"
+            )
+            if subcommand == "predict"
+            else []
+        ),
         *_option("--init_from", "fit: start a new training from the weights of a run, a checkpoint or a state dict"),
         *_option("--name", "name of the run's folder; by default the names of the configs, joined by a hyphen"),
         *_option("--seed_everything", "seed of all random draws (default: 0)"),

@@ -12,9 +12,10 @@ from vocseg.cli_help import help_text
 from vocseg.demo.commands import make_parser
 from vocseg.errors import VocsegError, check_choice
 from vocseg.experiments import list_experiments
+from vocseg.export import FORMATS, command_parser
 
 SHELLS = ("bash", "zsh", "tcsh")
-WITH_OPTIONS = ("fit", "validate", "test", "predict", "demo")
+WITH_OPTIONS = ("fit", "validate", "test", "predict", "demo", "export")
 
 
 def completion_script(shell: str, commands: Mapping[str, str]) -> str:
@@ -41,13 +42,16 @@ def completion_script(shell: str, commands: Mapping[str, str]) -> str:
             action = one.add_argument(*names)
             if "--config" in names:
                 action.choices = [name for name, _ in list_experiments()]
-            elif names[0].endswith(("path", "root", "dir", "init_from")):
+            elif names[0] == "--format":
+                action.choices = list(FORMATS)
+            elif names[0].endswith(("path", "root", "dir", "init_from", "--to", "--model")):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's protocol
     return str(shtab.complete(parser, shell))
 
 
 def _options(command: str) -> list[list[str]]:
     """The names of each option in the command's help, the long one first."""
-    text = make_parser().format_help() if command == "demo" else help_text(command)
+    own = {"demo": make_parser, "export": command_parser}  # the others have Lightning's
+    text = own[command]().format_help() if command in own else help_text(command)
     lines = re.findall(r"^ +(--[\w.]+)(?:, (-\w))?(?=\s|$)", text, re.MULTILINE)
     return [[name for name in names if name] for names in dict.fromkeys(lines)]

@@ -48,7 +48,7 @@ class SavesInitArgs:
 
 
 class NetworkPart(SavesInitArgs, L.LightningModule):
-    """Base class of backbones and decoders: a LightningModule that is also an ordinary module without a trainer.
+    """Base class of backbones, decoders and tasks: a LightningModule that is an ordinary module without a trainer.
 
     Lightning raises RuntimeError where a module without a trainer is asked for it. ``hasattr`` does not expect that,
     and ``torch.jit.trace`` calls it for every attribute.

@@ -322,12 +322,6 @@ def preprocess(pixels: Any, data_settings: Mapping[str, Any], num_classes: int) 
         float32 [1, 3, h, w], normalised.
     """
     # imported here: a network in use elsewhere needs no albumentations
-    from vocseg.data.transforms import EVAL_PIPELINES, Pipeline, make_transforms
+    from vocseg.data.transforms import Pipeline, make_eval_transforms
 
-    transforms: list[Any] = []
-    if {"eval_transforms", "image_size"} <= set(data_settings):
-        height, width = data_settings["image_size"]
-        transforms = make_transforms(
-            data_settings["eval_transforms"], EVAL_PIPELINES, (height, width), "eval_transforms"
-        )
-    return Pipeline(transforms, num_classes)(pixels)["image"][None]
+    return Pipeline(make_eval_transforms(data_settings), num_classes)(pixels)["image"][None]

@@ -84,7 +84,8 @@ class SegmentationNetwork(nn.Module):
         return _crop(resize(logits.float(), self._padded(size)), size)
 
     def _padded(self, size: Sequence[int]) -> list[int]:
-        return [-(-side // self.stride) * self.stride for side in size]
+        # of positive numbers: torch's ONNX exporter rounds the quotient of a negative one towards 0
+        return [(side + self.stride - 1) // self.stride * self.stride for side in size]
 
     @property
     def _memory_format(self) -> torch.memory_format:

@@ -93,6 +93,10 @@ class RunFolder:
         """The folder that ``submit`` writes."""
         return self.path / "submission"
 
+    def exported(self, suffix: str) -> Path:
+        """The file that ``export`` writes, with an ending such as ``.onnx``."""
+        return self.path / f"exported{suffix}"
+
     @property
     def report(self) -> Path:
         """The folder that ``report`` writes."""

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
 from vocseg.checkpoints import with_current_keys, written_by_vocseg
-from vocseg.components import SavesInitArgs, class_path_of, plain, to_config
+from vocseg.components import NetworkPart, class_path_of, plain, to_config
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.decoders import Decoder
 from vocseg.errors import VocsegError
@@ -47,7 +47,7 @@ DecoderCallable = Callable[[list[int], list[int], int], Decoder] | Callable[[lis
 default_optimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
-class SegmentationTask(SavesInitArgs, L.LightningModule):
+class SegmentationTask(NetworkPart):
     """Trains and scores a :class:`vocseg.network.SegmentationNetwork`.
 
     Checkpoints describe themselves: ``SegmentationTask.load_from_checkpoint(path)`` needs nothing else, as long as each
@@ -177,6 +177,11 @@ class SegmentationTask(SavesInitArgs, L.LightningModule):
         if "base_lrs" in scheduler.state_dict():
             base = [group["initial_lr"] for group in optimizer.param_groups]
             scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": base})
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """The hyperparameters of the data module, as far as they are known; empty without one."""
+        return dict(self._data_settings)
 
     @property
     def trained_steps(self) -> int:

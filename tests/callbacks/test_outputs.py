@@ -114,7 +114,7 @@ def names_of(given, paths, tmp_path):
     data = SimpleNamespace(datasets={"predict": SimpleNamespace(paths=paths)}, predict_path=given)
     writer = PredictionWriter(str(tmp_path / "out"))
     writer.setup(SimpleNamespace(datamodule=data), SimpleNamespace(), "predict")
-    return list(writer._names.values())
+    return list(writer._files.names.values())
 
 
 def test_predictions_keep_the_paths_below_the_given_folders(images, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_a_writer_keeps_no_pictures(tmp_path):
     path = tmp_path / "photo.png"
     Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
     writer = predict(tmp_path / "out", [path], torch.ones((60, 80), dtype=torch.uint8))
-    sizes = [len(pickle.dumps(one)) for one in writer._shown]
+    sizes = [len(pickle.dumps(one)) for one in writer._files.shown]
     assert len(sizes) == 1
     assert sizes[0] < 400
 

@@ -1,15 +1,11 @@
 """Writers of predictions: palette PNG files, overlays, probabilities, and pages that show them all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2  # albumentations' own dependency
 import lightning as L
-import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
-from torch import Tensor
 
 from vocseg.callbacks.base import (
     check_in_all_processes,
@@ -21,20 +17,11 @@ from vocseg.callbacks.base import (
     test_samples_of,
     to_arrays,
 )
-from vocseg.data.files import ImageReader
-from vocseg.data.lists import expand
 from vocseg.errors import VocsegError
 from vocseg.metrics import all_gather_objects
-from vocseg.overlays import overlay
-from vocseg.plots import coloured
-from vocseg.prediction_page import Shown, page_paths, thumbnail_paths, write_pages
+from vocseg.prediction_files import PredictionFiles
 from vocseg.run_folder import RunFolder
-from vocseg.saving import OwnedFolder, sample_names, unique_names, write_mask
-
-THUMBNAIL = (480, 360)
-"""Largest width and height of a thumbnail in pixels."""
-VISIBLE = 0.002
-"""Share of an image's pixels from which the page names a class."""
+from vocseg.saving import sample_names, write_mask
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -68,7 +55,6 @@ class PredictionWriter(BasePredictionWriter):
         self.folder = Path(output_dir or "predictions").expanduser()
         self.written: dict[str, str] = {}
         self.unreadable: list[str] = []
-        self._shown: list[Shown] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Chooses the folder and the files' names; asks the task for probabilities where they are wanted.
@@ -85,13 +71,17 @@ class PredictionWriter(BasePredictionWriter):
         paths = getattr(getattr(data, "datasets", {}).get("predict"), "paths", None)
         if paths is None:
             raise VocsegError("PredictionWriter needs a data module with images to predict, such as VOCDataModule.")
-        self._images = getattr(data, "image_reader", None) or ImageReader()
-        self._names = unique_names(_relative_names(paths, getattr(data, "predict_path", None)))
-        advice = "Name another folder: --predictions.output_dir"
-        self._owned = OwnedFolder(self.folder, "predict", advice, getattr(trainer, "global_rank", 0))
-        files = [path for name in self._names.values() for path in self._files(name).values()]
-        files += page_paths(self.folder, len(paths)) if self.contact_sheet else []
-        check_in_all_processes(self._owned, files, paths)
+        self._files = PredictionFiles(
+            self.folder,
+            paths,
+            getattr(data, "predict_path", None),
+            overlays=self.overlays,
+            probabilities=self.probabilities,
+            contact_sheet=self.contact_sheet,
+            reader=getattr(data, "image_reader", None),
+            rank=getattr(trainer, "global_rank", 0),
+        )
+        check_in_all_processes(self._files.owned, self._files.paths, paths)
 
     def write_on_batch_end(
         self,
@@ -109,75 +99,19 @@ class PredictionWriter(BasePredictionWriter):
         probabilities = prediction if self.probabilities else [None] * len(prediction)
         maps = to_arrays([each.argmax(0) for each in prediction] if self.probabilities else prediction)
         for path, labels, scores in zip(batch["path"], maps, probabilities, strict=True):
-            self._write(path, labels, scores, class_names_of(pl_module))
+            array = None if scores is None else scores.cpu().numpy()
+            self._files.write(path, labels, class_names_of(pl_module), array)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Collects the other processes' results; rank 0 writes the pages."""
-        shares = all_gather_objects((self.written, self.unreadable, self._shown))
+        shares = all_gather_objects((self._files.written, self.unreadable, self._files.shown))
         self.written = {name: path for written, _, _ in shares for name, path in written.items()}
         self.unreadable = sorted(problem for _, problems, _ in shares for problem in problems)
         shown = [one for _, _, some in shares for one in some]
         if self.contact_sheet and shown and trainer.is_global_zero:
             checkpoint = Path(getattr(trainer, "ckpt_path", None) or "")
-            write_pages(
-                self.folder,
-                shown,
-                class_names_of(pl_module),
-                self._owned.write,
-                "/".join(checkpoint.parts[-4:]),  # <name>/version_N/checkpoints/best.ckpt
-                self.unreadable,
-                self.overlays,
-            )
-
-    def _files(self, name: str) -> dict[str, Path]:
-        """The files of an image, by kind."""
-        files = {"mask": self.folder / f"{name}.png"}
-        if self.overlays:
-            files["overlay"] = self.folder / "overlays" / f"{name}.jpg"
-        if self.probabilities:
-            files["probabilities"] = self.folder / "probabilities" / f"{name}.npz"
-        if self.contact_sheet:
-            files |= {f"thumbnail {kind}": path for kind, path in thumbnail_paths(self.folder, name).items()}
-        return files
-
-    def _write(self, path: str, labels: np.ndarray, probabilities: Tensor | None, class_names: Sequence[str]) -> None:
-        name = self._names[Path(path)]
-        files = self._files(name)
-        self.written[name] = path
-        write_mask(files["mask"], labels, self._owned.write)
-        if probabilities is not None:
-            arrays = {
-                "probabilities": probabilities.cpu().numpy().astype(np.float16),
-                "class_names": np.array(list(class_names)),
-            }
-            self._owned.write(
-                files["probabilities"], lambda file: np.savez_compressed(file, allow_pickle=False, **arrays)
-            )
-        if not (self.overlays or self.contact_sheet):
-            return
-        image = self._images.read(Path(path))  # again: kept from the loader, the images of some batches would add up
-        if self.overlays:
-            self._write_jpeg(files["overlay"], overlay(image, labels, class_names=class_names), 92)
-        if self.contact_sheet:
-            self._write_thumbnails(path, image, labels, class_names)
-
-    def _write_thumbnails(self, path: str, image: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
-        height, width = labels.shape
-        scale = min(1.0, THUMBNAIL[0] / width, THUMBNAIL[1] / height)
-        size = max(1, round(scale * width)), max(1, round(scale * height))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        small_labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-        # drawn at this size: in a reduced overlay, contours and names would be too small
-        pictures = (small, overlay(small, small_labels, class_names=class_names), coloured(small_labels))
-        name = self._names[Path(path)]
-        for file, picture in zip(thumbnail_paths(self.folder, name).values(), pictures, strict=True):
-            self._write_jpeg(file, picture, 85)
-        shares = np.bincount(labels.ravel(), minlength=256) / labels.size
-        visible = np.flatnonzero(shares >= VISIBLE).tolist()
-        self._shown.append(Shown(path, name, size, {label: float(shares[label]) for label in visible}))
-
-    def _write_jpeg(self, path: Path, picture: np.ndarray, quality: int) -> None:
-        self._owned.write(path, lambda file: Image.fromarray(picture).save(file, format="JPEG", quality=quality))
+            name = "/".join(checkpoint.parts[-4:])  # <name>/version_N/checkpoints/best.ckpt
+            self._files.write_pages(shown, class_names_of(pl_module), name, self.unreadable)
 
 
 class TestMasks(L.Callback):
@@ -218,23 +152,3 @@ class TestMasks(L.Callback):
         """Writes one batch's."""
         for index, _, labels in labelled_images(outputs) if self._paths else ():
             write_mask(self._paths[index], labels, self._owned.write)
-
-
-def _relative_names(paths: Iterable[Path], given: Any) -> list[tuple[str, Path]]:
-    """Pairs of a name and a path: ``one/photo`` below a given folder or in a list; ``photo`` for all other images.
-
-    Args:
-        paths: of the images.
-        given: what was to be predicted: a path or a glob pattern, or a list of them.
-    """
-    order: dict[Path, int] = {}  # folders in the order given; each file may be given, and lie in one of its own
-    for path in map(expand, [given] if isinstance(given, str | Path) else given or []):
-        folders = [path.parent, *[Path()] * (path.suffix.lower() == ".txt")] if path.is_file() else [path]
-        for folder in folders:
-            order.setdefault(folder, len(order))
-    names = []
-    for path in paths:
-        folder = min((parent for parent in path.parents if parent in order), key=order.__getitem__, default=path.parent)
-        name = path.relative_to(folder).with_name(path.stem)
-        names.append((path.stem if ".." in name.parts else name.as_posix(), path))
-    return names

@@ -1,6 +1,10 @@
-"""Image and mask files: reading and checking them."""
+"""Image and mask files: reading and checking them.
+
+Neither torch nor Lightning is imported here: an exported network needs none of them.
+"""
 
 import io
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,9 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import cv2  # albumentations' own dependency
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import get_worker_info
 
 from vocseg.errors import VocsegError
 
@@ -392,11 +394,22 @@ def say_once(said: set[str], message: str, topic: str = "") -> None:
         message: the line.
         topic: what the line is about.
     """
-    worker = get_worker_info()
+    loading = sys.modules.get("torch.utils.data")  # without it there are no workers
+    worker = None if loading is None else loading.get_worker_info()
     if topic in said or (worker is not None and worker.id > 0):
         return
     said.add(topic)
-    rank_zero_info(message)
+    say(message)
+
+
+def say(message: str) -> None:
+    """Logs a line; of several processes of a run only the first one does."""
+    if "lightning" in sys.modules:
+        from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+        rank_zero_info(message)
+    else:
+        sys.stderr.write(f"{message}\n")
 
 
 def _check_sizes(sample: Sample, image: np.ndarray, mask: np.ndarray, images: ImageReader) -> None:

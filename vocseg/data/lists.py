@@ -10,9 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
-
-from vocseg.data.files import IMAGE_SUFFIXES, Sample
+from vocseg.data.files import IMAGE_SUFFIXES, Sample, say
 from vocseg.data.text import read_lines
 from vocseg.errors import VocsegError, nearest
 
@@ -336,7 +334,7 @@ def find_images(given: str | Path | Sequence[str | Path] | None, recursive: bool
             + ("The folders below it do: --data.recursive true" if deeper else "")
         )
     if note:
-        rank_zero_info(note.strip())
+        say(note.strip())
     return list(found)
 
 

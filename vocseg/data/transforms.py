@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vocseg.components import factory_from_config
 from vocseg.data.labels import VOID
 from vocseg.errors import VocsegError, nearest
 
@@ -149,7 +148,17 @@ def make_transforms(
     return built
 
 
+def make_eval_transforms(data_settings: Mapping[str, Any]) -> list[A.BasicTransform | A.BaseCompose]:
+    """Builds the evaluation transforms from a data module's hyperparameters; none where these do not name them."""
+    if not {"eval_transforms", "image_size"} <= set(data_settings):
+        return []
+    height, width = data_settings["image_size"]
+    return make_transforms(data_settings["eval_transforms"], EVAL_PIPELINES, (height, width), "eval_transforms")
+
+
 def _build_transform(transform: str | Mapping[str, Any], role: str) -> A.BasicTransform | A.BaseCompose:
+    from vocseg.components import factory_from_config  # brings Lightning, which an exported network does without
+
     config = {"class_path": transform} if isinstance(transform, str) else dict(transform)
     if "." not in config.get("class_path", "."):
         config["class_path"] = f"albumentations.{config['class_path']}"
@@ -174,6 +183,30 @@ def transform_to_config(transform: A.BasicTransform | A.BaseCompose) -> dict[str
         "class_path": f"{type(transform).__module__}.{type(transform).__qualname__}",
         "init_args": {key: _to_builtin(value) for key, value in init_args.items()},
     }
+
+
+def describe_resizing(transforms: Sequence[A.BasicTransform | A.BaseCompose]) -> dict[str, Any]:
+    """Describes transforms for :func:`vocseg.exported.prepare`, as plain values.
+
+    Raises:
+        NotImplementedError: albumentations cannot write one of them, such as a function.
+    """
+    if not transforms:
+        return {}
+    only: Any = transforms[0] if len(transforms) == 1 else None
+    settings: dict[str, Any] = {}
+    if type(only) is A.LongestMaxSize and isinstance(only.max_size, int):
+        settings = {"longest_side": only.max_size}
+    elif type(only) is A.Resize:
+        settings = {"size": [only.height, only.width]}
+    if only is None or not settings or only.p < 1:
+        return {"albumentations": A.to_dict(A.Compose(list(transforms)))}
+    return {**settings, "interpolation": only.interpolation, "area": only.area_for_downscale is not None}
+
+
+def transform_as_described(image: np.ndarray, description: dict[str, Any]) -> np.ndarray:
+    """Applies transforms that albumentations wrote, to an image RGB uint8 [H, W, 3]."""
+    return A.from_dict(description)(image=image)["image"]
 
 
 class Pipeline:
@@ -247,7 +280,7 @@ def normalise(image: Tensor) -> Tensor:
     Returns:
         float32 [..., 3, H, W].
     """
-    scale, offset = (torch.from_numpy(values).to(image.device)[:, None, None] for values in _scale_and_offset())
+    scale, offset = (torch.from_numpy(values).to(image.device)[:, None, None] for values in scale_and_offset())
     return image.to(torch.float32).mul_(scale).sub_(offset)
 
 
@@ -275,7 +308,7 @@ def normalise_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """Converts RGB [H, W, 3] of 0 to 255 to float32 [3, H, W], normalised with ``MEAN`` and ``STD``."""
-    scale, offset = _scale_and_offset()
+    scale, offset = scale_and_offset()
     return torch.from_numpy(np.ascontiguousarray((image * scale - offset).astype(np.float32).transpose(2, 0, 1)))
 
 
@@ -285,8 +318,8 @@ def _channels_first(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
 
 
-def _scale_and_offset() -> tuple[np.ndarray, np.ndarray]:
-    """The factor and what is subtracted, float32 [3] each: ``image * scale - offset`` normalises."""
+def scale_and_offset() -> tuple[np.ndarray, np.ndarray]:
+    """The factor and what is subtracted, float32 [3] each: ``image * scale - offset`` normalises RGB of 0 to 255."""
     mean, std = np.array(MEAN, dtype=np.float32), np.array(STD, dtype=np.float32)
     return 1.0 / (255.0 * std), mean / std
 
