@@ -110,6 +110,15 @@ def test_every_format_has_the_table(summary):
     assert [*shown.columns[0].cells] == ["good", "worse_one", "broken", "all background"]
 
 
+def test_runs_that_were_validated_once_have_no_curve(summary):
+    summary, _ = summary
+    assert "<h2>Training</h2>" in write_files(summary, "vocseg sweep").read_text()
+    for line in summary.lines:
+        for run in line.runs.values():
+            run.lines[0].pop("val/miou", None)
+    assert "<h2>Training</h2>" not in write_files(summary, "vocseg sweep").read_text()
+
+
 def test_files_of_others_are_not_replaced(summary):
     summary, _ = summary
     (summary.plan.folder / "table.md").write_text("mine")

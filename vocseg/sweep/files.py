@@ -78,10 +78,7 @@ def html(summary: Summary, command: str) -> str:
         body += ['<h2 class="problem">Runs without a result</h2>', _wide(pages.table(errors[0], errors[1:]))]
     with_runs = [line for line in summary.lines if line.runs]
     if with_runs:
-        body += [
-            "<h2>Training</h2>",
-            pages.picture(_curves(with_runs), "Validation mIoU by epoch, first finished seed of each"),
-        ]
+        body += _curves(with_runs)
         split = plan.splits[-1]
         body += [f"<h2>IoU of each class on {split}, mean over the seeds</h2>", *_classes(with_runs, split)]
     body += ["<h2>How it was run</h2>", f"<pre>{pages.text(command)}</pre>"]
@@ -122,9 +119,14 @@ def _ranges(summary: Summary) -> list[str]:
     return figures
 
 
-def _curves(lines: Sequence[Line]) -> np.ndarray:
+def _curves(lines: Sequence[Line]) -> list[str]:
+    """The curves of a run of each setting; nothing if all were validated once."""
     first = {line.setting.name: next(iter(line.runs.values())) for line in lines}
-    return as_array(curves_figure({name: (run.lines, "val/miou") for name, run in first.items()}, "val/miou", ""))
+    if max(sum("val/miou" in epoch for epoch in run.lines) for run in first.values()) < 2:
+        return []
+    figure = curves_figure({name: (run.lines, "val/miou") for name, run in first.items()}, "val/miou", "")
+    picture = pages.picture(as_array(figure), "Validation mIoU by epoch, first finished seed of each")
+    return ["<h2>Training</h2>", picture]
 
 
 def _classes(lines: Sequence[Line], split: str) -> list[str]:
