@@ -90,10 +90,10 @@ def _dispatch(command: str, args: list[str]) -> None:
     elif command == "demo":
         _load("demo.commands").run_command(args)
     elif command == "export":
-        _load("export").run_command(args)
+        _load("export.commands").run_command(args)
     elif command == "predict" and _names_exported_model(args):
         # not _load: of an exported model nothing is imported that takes so long
-        importlib.import_module("vocseg.exported_prediction").run_command(args)
+        importlib.import_module("vocseg.export.prediction").run_command(args)
     elif command == "submit":
         _load("submission").run_command(args)
     elif command == "inspect":

@@ -12,7 +12,8 @@ from vocseg.cli_help import help_text
 from vocseg.demo.commands import make_parser
 from vocseg.errors import VocsegError, check_choice
 from vocseg.experiments import list_experiments
-from vocseg.export import FORMATS, command_parser
+from vocseg.export.commands import make_parser as export_parser
+from vocseg.export.files import FORMATS
 
 SHELLS = ("bash", "zsh", "tcsh")
 WITH_OPTIONS = ("fit", "validate", "test", "predict", "demo", "export")
@@ -51,7 +52,7 @@ def completion_script(shell: str, commands: Mapping[str, str]) -> str:
 
 def _options(command: str) -> list[list[str]]:
     """The names of each option in the command's help, the long one first."""
-    own = {"demo": make_parser, "export": command_parser}  # the others have Lightning's
+    own = {"demo": make_parser, "export": export_parser}  # the others have Lightning's
     text = own[command]().format_help() if command in own else help_text(command)
     lines = re.findall(r"^ +(--[\w.]+)(?:, (-\w))?(?=\s|$)", text, re.MULTILINE)
     return [[name for name in names if name] for names in dict.fromkeys(lines)]
