@@ -94,7 +94,8 @@ def metric(tree: Path, images: int, classes: int) -> Callable[[], None]:
     """What validation counts."""
     import torch
 
-    from vocseg.metrics import SegmentationMetric, bootstrap_interval
+    from vocseg.intervals import bootstrap_interval
+    from vocseg.metrics import SegmentationMetric
 
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randint(0, classes, (2, 4), generator=generator) for _ in range(DIFFERENT)]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from vocseg.cli import main
+from vocseg.confusion import ConfusionMatrices, scores_of
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
-from vocseg.metrics import ConfusionMatrices, bootstrap_interval, class_intervals, scores_of
+from vocseg.intervals import bootstrap_interval, class_intervals
 from vocseg.report import write_report
 from vocseg.report_images import ImageScores
 from vocseg.run_folder import RunFolder, read_run

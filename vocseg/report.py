@@ -11,9 +11,10 @@ import yaml
 
 from vocseg import charts, pages, report_images
 from vocseg.charts import number
+from vocseg.confusion import ConfusionMatrices
 from vocseg.errors import VocsegError
 from vocseg.inference import describe_inference
-from vocseg.metrics import ConfusionMatrices, bootstrap_interval, class_intervals
+from vocseg.intervals import bootstrap_interval, class_intervals
 from vocseg.plots import row_fractions
 from vocseg.run_folder import Run, RunFolder, read_run
 from vocseg.saving import OwnedFolder, write_text

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vocseg.confusion import ConfusionMatrices, scores_of
 from vocseg.data.files import read_image, read_mask
 from vocseg.data.lists import find_tree
 from vocseg.errors import VocsegError
-from vocseg.metrics import ConfusionMatrices, bootstrap_interval, scores_of
+from vocseg.intervals import bootstrap_interval
 from vocseg.paper.protocol import paper_inferred
 from vocseg.paper.records import read_record
 from vocseg.paper.rows import Declared, Row, declared
