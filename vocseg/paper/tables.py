@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vocseg.confusion import ConfusionMatrices, scores_of
-from vocseg.data.files import read_image, read_mask
+from vocseg.data.files import read_mask
+from vocseg.data.images import read_image
 from vocseg.data.lists import find_tree
 from vocseg.errors import VocsegError
 from vocseg.intervals import bootstrap_interval
