@@ -217,7 +217,7 @@ def main() -> int:
     sizes = sorted(options.images)
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     context = multiprocessing.get_context("forkserver")  # every process is a fork of one that has imported vocseg
-    context.set_forkserver_preload(["vocseg.lightning_cli", "vocseg.report"])
+    context.set_forkserver_preload(["vocseg.lightning_cli", "vocseg.report.page"])
     costs: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for classes in options.classes:
         for images in sizes:
