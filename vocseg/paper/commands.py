@@ -40,8 +40,8 @@ def make_parser(command: str) -> ArgumentParser:
         parser = ArgumentParser(
             prog="vocseg paper rows",
             usage="vocseg paper rows [ROW ...] [--results FOLDER] [options of vocseg fit, for all rows]",
-            description="Trains, validates and tests rows of the paper's tables (experiments/paper/rows.yaml) and writes "
-            "a record of each. A row with a record is not run again; an interrupted one is resumed.",
+            description="Trains, validates and tests rows of the paper's tables (experiments/paper/rows.yaml) and "
+            "writes a record of each. A row with a record is not run again; an interrupted one is resumed.",
             epilog="The names of rows come first. vocseg paper rows --data.root /path/to/voc runs every row that needs "
             "nothing special.",
         )
