@@ -14,7 +14,6 @@ from vocseg.cli_help import help_text
 from vocseg.errors import VocsegError, check_choice
 from vocseg.experiments import list_experiments
 from vocseg.export.files import FORMATS
-from vocseg.paper import commands as paper
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -40,14 +39,16 @@ def completion_script(shell: str, commands: Mapping[str, str], modules: Mapping[
     subparsers = parser.add_subparsers()
     for command, text in commands.items():
         one = subparsers.add_parser(command, help=text.partition(":")[0])
-        if command == "paper":
-            below = one.add_subparsers()
-            for name, about in paper.COMMANDS.items():
-                part = below.add_parser(name, help=about.partition(":")[0])
-                _add_options(part, paper.make_parser(name).format_help(), shtab.FILE)
-        elif command in modules:
+        if command in modules:
             module = importlib.import_module(f"{__package__}.{modules[command]}")
-            _add_options(one, module.make_parser().format_help(), shtab.FILE)
+            parts = getattr(module, "COMMANDS", {})  # paper has rows and tables
+            if parts:
+                below = one.add_subparsers()
+                for name, about in parts.items():
+                    part = below.add_parser(name, help=about.partition(":")[0])
+                    _add_options(part, module.make_parser(name).format_help(), shtab.FILE)
+            else:
+                _add_options(one, module.make_parser().format_help(), shtab.FILE)
         elif command != "experiments":
             _add_options(one, help_text(command), shtab.FILE)
     return str(shtab.complete(parser, shell))
