@@ -42,8 +42,10 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from vocseg import Inference, MobileNetV2, SegmentationTask, SkipDecoder
+from vocseg.confusion import ConfusionMatrices
 from vocseg.inference import label_map
-from vocseg.metrics import ConfusionMatrices, SegmentationMetric, bootstrap_interval
+from vocseg.intervals import bootstrap_interval
+from vocseg.metrics import SegmentationMetric
 from vocseg.network import resize
 
 ROUNDS = 60

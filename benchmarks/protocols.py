@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vocseg.confusion import confusion_matrix, scores_of
 from vocseg.data.files import read_mask
 from vocseg.data.labels import VOC_CLASSES, VOID
-from vocseg.metrics import confusion_matrix, scores_of
 
 CLASSES = len(VOC_CLASSES)
 SQUASHED = (224, 224)

@@ -94,7 +94,8 @@ def metric(tree: Path, images: int, classes: int) -> Callable[[], None]:
     """What validation counts."""
     import torch
 
-    from vocseg.metrics import SegmentationMetric, bootstrap_interval
+    from vocseg.intervals import bootstrap_interval
+    from vocseg.metrics import SegmentationMetric
 
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randint(0, classes, (2, 4), generator=generator) for _ in range(DIFFERENT)]
@@ -216,7 +217,7 @@ def main() -> int:
     sizes = sorted(options.images)
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     context = multiprocessing.get_context("forkserver")  # every process is a fork of one that has imported vocseg
-    context.set_forkserver_preload(["vocseg.lightning_cli", "vocseg.report"])
+    context.set_forkserver_preload(["vocseg.lightning_cli", "vocseg.report.page"])
     costs: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for classes in options.classes:
         for images in sizes:

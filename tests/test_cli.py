@@ -54,6 +54,27 @@ def test_experiments_are_wrapped_in_a_terminal(capsys, monkeypatch):
     assert {len(line) - len(line.lstrip()) for line in lines} == {0, 22}
 
 
+COMPLETED = {
+    "exper": "experiments",
+    "fit --model.dec": "--model.decoder",
+    "fit --config quick": "quickstart",
+    "validate --inference.fl": "--inference.flip",
+    "test --sco": "--scores",
+    "predict --data.predict_p": "--data.predict_path",
+    "demo --max_megap": "--max_megapixels",
+    "submit --compet": "--competition",
+    "export --ops": "--opset",
+    "export --format torch": "torch_export",
+    "inspect --seed_ev": "--seed_everything",
+    "sweep --dry": "--dry_run",
+    "sweep --config quick": "quickstart",
+    "report --t": "--to",
+    "paper rows --res": "--results",
+    "paper tables --data.y": "--data.year",
+}
+"""What a shell makes of the beginning of a word."""
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="completes in bash")
 def test_bash_completes_commands_options_and_experiments(tmp_path, capsys):
     pytest.importorskip("shtab")
@@ -62,10 +83,14 @@ def test_bash_completes_commands_options_and_experiments(tmp_path, capsys):
     script.write_text(
         capsys.readouterr().out
         + '\ntry() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_vocseg; echo "${COMPREPLY[@]}"; }\n'
-        + "try vocseg exper\ntry vocseg fit --model.dec\ntry vocseg fit --config quick\ntry vocseg demo --max_megap\n"
+        + "".join(f"try vocseg {words}\n" for words in COMPLETED)
     )
     done = subprocess.run(["bash", script], capture_output=True, text=True)
-    assert done.stdout.split() == ["experiments", "--model.decoder", "quickstart", "--max_megapixels"], done.stderr
+    assert done.stdout.split() == [*COMPLETED.values()], done.stderr
+    (tmp_path / "weights.pt").touch()
+    script.write_text(f"{script.read_text()}cd {tmp_path}\ntry vocseg submit --ckpt_path weig\n")
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.stdout.split()[-1] == "weights.pt", done.stderr
 
 
 def test_completion_for_another_shell_is_refused(capsys):

@@ -3,23 +3,15 @@
 import copy
 import math
 import pickle
-import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from vocseg import SegmentationTask, SkipDecoder, StridedEncoder, metrics
-from vocseg.metrics import (
-    ConfusionMatrices,
-    SegmentationMetric,
-    bootstrap_interval,
-    class_intervals,
-    confusion_matrix,
-    iou_of,
-    scores_of,
-)
+from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
+from vocseg.confusion import confusion_matrix, iou_of, scores_of
+from vocseg.metrics import SegmentationMetric
 
 
 def by_hand(predictions, targets, classes):
@@ -79,14 +71,6 @@ def random_images(seed, number, classes, labels, void=True):
         predictions.append(np.where((rng.random(size) < 2 / 3) & (target != 255), target, guess))
         targets.append(target)
     return predictions, targets, classes
-
-
-def random_matrices(seed=0, number=30, classes=4):
-    """Dense matrices, int64 [N, C+1, C], of which most cells are zero, and the same as ConfusionMatrices."""
-    rng = np.random.default_rng(seed)
-    shape = (number, classes + 1, classes)
-    dense = np.where(rng.random(shape) < 0.3, rng.integers(1, 100, shape), 0)
-    return dense, ConfusionMatrices.from_dense(dense)
 
 
 def same(first, second):
@@ -234,141 +218,6 @@ def test_without_images_every_score_is_nan():
     assert (len(result.matrices), result.loss) == (0, 0)
     assert all(math.isnan(score) for score in (result.miou, result.pixel_accuracy, result.mean_accuracy, *result.iou))
     assert all(math.isnan(score) for score in result.all_background().values())
-
-
-def test_confusion_matrix_has_a_row_for_void():
-    matrix = confusion_matrix(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 2)
-    assert matrix.tolist() == [[1, 1], [0, 0], [0, 1]]
-
-
-def test_labels_outside_the_classes_count_as_void():
-    target = torch.tensor([[-1, -100, 3, 4, 255, 1000, 2**40, -(2**40), 2]])
-    matrix = confusion_matrix(torch.ones_like(target), target, 3)
-    assert matrix.tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 8, 0]]
-
-
-@pytest.mark.parametrize("classes", [3, 255, 300])
-def test_every_integer_type_counts_the_same(classes):
-    target = torch.tensor([[0, 1, 2, 2, 254, 255]])
-    prediction = torch.tensor([[0, 2, 2, 1, 0, 0]])
-    expected = confusion_matrix(prediction, target, classes)
-    assert expected.sum() == 6
-    for target_type in (torch.uint8, torch.int16, torch.int32, torch.int64):
-        for prediction_type in (torch.uint8, torch.int32, torch.int64):
-            counted = confusion_matrix(prediction.to(prediction_type), target.to(target_type), classes)
-            assert torch.equal(counted, expected), (target_type, prediction_type)
-
-
-def test_sparse_matrices_equal_the_dense_ones():
-    dense, matrices = random_matrices()
-    dense[7] = 0  # an image without pixels
-    matrices = ConfusionMatrices.from_dense(dense)
-    assert len(matrices) == len(dense)
-    assert np.array_equal(np.stack(list(matrices)), dense)
-    assert np.array_equal(matrices[-1], dense[-1])
-    with pytest.raises(IndexError):
-        matrices[len(dense)]
-    assert np.array_equal(matrices.total(), dense.sum(0))
-    assert matrices.total().dtype == matrices[0].dtype == np.int64
-    background = np.zeros_like(dense)
-    background[..., 0] = dense.sum(-1)
-    assert same(matrices.all_background(), ConfusionMatrices.from_dense(background))
-    hits, union = matrices.marginals()
-    valid = dense[:, :-1]
-    assert np.array_equal(hits, valid.diagonal(axis1=1, axis2=2))
-    assert np.array_equal(union, valid.sum(1) + valid.sum(2) - hits)
-
-
-def test_arrays_in_a_file_come_back_as_the_same_matrices(tmp_path):
-    _, matrices = random_matrices()
-    np.savez(tmp_path / "a.npz", **matrices.to_arrays("val_"))
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
-        assert same(ConfusionMatrices.from_arrays(file, "val_"), matrices)
-        with pytest.raises(KeyError):
-            ConfusionMatrices.from_arrays(file)
-    none = ConfusionMatrices.from_dense(np.zeros((0, 4, 3), dtype=np.int64))
-    assert len(ConfusionMatrices.from_arrays(none.to_arrays())) == 0
-    assert none.total().tolist() == [[0] * 3] * 4
-
-
-def test_miou_per_image_is_the_score_of_each_matrix():
-    dense, _ = random_matrices()
-    dense[3, :-1] = 0  # all void
-    expected = [scores_of(matrix)["miou"] for matrix in dense]
-    assert math.isnan(expected[3])
-    assert np.array_equal(ConfusionMatrices.from_dense(dense).miou_per_image(), expected, equal_nan=True)
-
-
-def test_scores_per_image_are_those_of_each_matrix():
-    dense, sparse = random_matrices()
-    expected = [iou_of(matrix) for matrix in dense]
-    assert np.array_equal(sparse.iou_per_image(), expected, equal_nan=True)
-    expected = [scores_of(matrix)["pixel_accuracy"] for matrix in dense]
-    assert np.array_equal(sparse.pixel_accuracy_per_image(), expected, equal_nan=True)
-
-
-def test_class_intervals_are_those_of_resampled_ious():
-    dense, _ = random_matrices()
-    dense[:, 1] = dense[:, :, 1] = 0  # a class that occurs nowhere
-    images, classes = len(dense), dense.shape[2]
-    drawn = np.random.default_rng(3).multinomial(images, np.full(images, 1 / images), 2000)
-    values = np.array([iou_of(np.tensordot(weights, dense, axes=1)) for weights in drawn])
-    intervals = class_intervals(ConfusionMatrices.from_dense(dense), seed=3)
-    assert np.isnan(intervals[1]).all()
-    for label in set(range(classes)) - {1}:
-        assert intervals[label] == pytest.approx(np.nanpercentile(values[:, label], [2.5, 97.5]))
-
-
-def test_the_bootstrap_interval_contains_the_score_and_repeats():
-    rng = np.random.default_rng(0)
-    predictions, targets = [], []
-    for _ in range(30):
-        target = rng.integers(0, 3, (12, 12))
-        wrong = rng.random((12, 12)) < rng.random()
-        predictions.append(np.where(wrong, rng.integers(0, 3, (12, 12)), target))
-        targets.append(target)
-    result = evaluate(predictions, targets, 3)
-    low, high = bootstrap_interval(result.matrices)
-    assert low < result.miou < high
-    assert (low, high) == bootstrap_interval(result.matrices)
-    assert (low, high) != bootstrap_interval(result.matrices, seed=1)
-    # if all images are equal, every resample has the same score
-    constant = ConfusionMatrices.from_dense(np.repeat(result.matrices[0][None], 30, axis=0))
-    assert bootstrap_interval(constant) == pytest.approx([scores_of(constant.total())["miou"]] * 2)
-
-
-def dense_resampled_miou(dense, seed):
-    counts = dense[:, :-1].astype(float)
-    images = len(counts)
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), 2000)
-    sums = np.tensordot(drawn.astype(float), counts, axes=1)
-    hits = np.diagonal(sums, axis1=1, axis2=2)
-    union = sums.sum(1) + sums.sum(2) - hits
-    return np.nanmean(np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0), axis=1)
-
-
-@pytest.mark.parametrize("seed", [0, 7])
-def test_the_bootstrap_interval_equals_that_of_a_dense_implementation(seed):
-    (first, sparse_first), (second, sparse_second) = random_matrices(0), random_matrices(1)
-    values = dense_resampled_miou(first, seed)
-    assert bootstrap_interval(sparse_first, seed=seed) == tuple(np.nanpercentile(values, [2.5, 97.5]))
-    values = values - dense_resampled_miou(second, seed)
-    expected = tuple(np.nanpercentile(values, [2.5, 97.5]))
-    assert bootstrap_interval(sparse_first, minus=sparse_second, seed=seed) == expected
-
-
-def test_the_bootstrap_of_many_images_takes_little_memory_and_gives_the_same_interval(monkeypatch):
-    images = 20_000
-    monkeypatch.setattr(metrics, "RESAMPLES", 100)
-    rng = np.random.default_rng(0)
-    matrices = ConfusionMatrices.from_dense(rng.integers(1, 9, (images, 3, 2)))
-    tracemalloc.start()
-    interval = bootstrap_interval(matrices)
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert most < 25e6  # all resamples at once: 32 MB
-    monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", metrics.RESAMPLES * images)
-    assert interval == bootstrap_interval(matrices)
 
 
 @pytest.mark.parametrize(

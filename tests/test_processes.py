@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vocseg.metrics import ConfusionMatrices, SegmentationMetric, scores_of
+from vocseg.confusion import ConfusionMatrices, scores_of
+from vocseg.metrics import SegmentationMetric
 from vocseg.run_folder import RunFolder, read_lines
 
 RUN = Path("lightning_logs/quickstart/version_0")

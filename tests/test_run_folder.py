@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vocseg.confusion import ConfusionMatrices
 from vocseg.data.labels import VOC_PALETTE
 from vocseg.errors import VocsegError
-from vocseg.metrics import ConfusionMatrices, Result
+from vocseg.metrics import Result
 from vocseg.run_folder import RunFolder, read_lines, read_run, write_lines, write_matrices, write_result
 from vocseg.saving import replacing_folder, write_atomically, write_json, write_mask, write_text
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
         UPerNet,
     )
     from vocseg.errors import VocsegError
-    from vocseg.export import export_task
-    from vocseg.exported import ExportedModel
+    from vocseg.export.files import export_task
+    from vocseg.export.model import ExportedModel
     from vocseg.inference import Inference
     from vocseg.losses import CrossEntropy, Dice, FocalLoss, LovaszSoftmax, OHEMCrossEntropy, SumOfLosses
     from vocseg.network import SegmentationNetwork
@@ -117,8 +117,8 @@ _MODULES = {
         *("PSPNet", "ResidualDecoder", "SegFormerHead", "SkipDecoder", "UNetDecoder", "UPerNet"),
     ),
     "vocseg.errors": ("VocsegError",),
-    "vocseg.export": ("export_task",),
-    "vocseg.exported": ("ExportedModel",),
+    "vocseg.export.files": ("export_task",),
+    "vocseg.export.model": ("ExportedModel",),
     "vocseg.losses": ("CrossEntropy", "Dice", "FocalLoss", "LovaszSoftmax", "OHEMCrossEntropy", "SumOfLosses"),
     "vocseg.inference": ("Inference",),
     "vocseg.network": ("SegmentationNetwork",),

@@ -11,11 +11,10 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vocseg import __version__
-from vocseg.errors import ArgumentParser, VocsegError, nearest
+from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import list_experiments
 
 COMMANDS = {
@@ -32,6 +31,16 @@ COMMANDS = {
     "experiments": "list the packaged experiments",
     "paper": "reproduce the paper's tables: vocseg paper rows, vocseg paper tables",
 }
+MODULES = {
+    "demo": "demo.commands",
+    "submit": "submission",
+    "export": "export.commands",
+    "inspect": "data_report",
+    "sweep": "sweep.commands",
+    "report": "report.commands",
+    "paper": "paper.commands",
+}
+"""The modules of the commands that have their own, with ``run_command`` and ``make_parser``."""
 MOVED = {"rows": "paper rows", "tables": "paper tables"}
 """Commands of vocseg 0.1.0 under other names."""
 
@@ -55,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if args[0].startswith("--print_shtab"):
             shell = [*args[0].split("=")[1:], *args[1:], ""][0]
-            print(_load("completion").completion_script(shell, COMMANDS))
+            print(_load("completion").completion_script(shell, COMMANDS, MODULES))
         else:
             _dispatch(args[0], args[1:])
         return 0
@@ -85,25 +94,11 @@ def _dispatch(command: str, args: list[str]) -> None:
         raise VocsegError(f"There is no command {command!r}.{nearest(command, COMMANDS)} See vocseg --help.")
     if command == "experiments":
         print("\n".join(_experiments(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)))
-    elif command == "report":
-        _report(args)
-    elif command == "demo":
-        _load("demo.commands").run_command(args)
-    elif command == "export":
-        _load("export").run_command(args)
     elif command == "predict" and _names_exported_model(args):
         # not _load: of an exported model nothing is imported that takes so long
-        importlib.import_module("vocseg.exported_prediction").run_command(args)
-    elif command == "submit":
-        _load("submission").run_command(args)
-    elif command == "inspect":
-        _load("data_report").run_command(args)
-    elif command == "sweep":
-        _load("sweep.commands").run_command(args)
-    elif command == "paper":
-        from vocseg.paper.commands import run_command
-
-        run_command(args)
+        importlib.import_module("vocseg.export.prediction").run_command(args)
+    elif command in MODULES:
+        _load(MODULES[command]).run_command(args)
     else:
         _load("lightning_cli").run([command, *args])
 
@@ -112,23 +107,6 @@ def _names_exported_model(args: Sequence[str]) -> bool:
     """Whether ``--model`` is a file: without a checkpoint, which a config may name, it is no class."""
     names = {word.partition("=")[0] for word in args}
     return "--model" in names and not {"--ckpt_path", "--config", "-c"} & names
-
-
-def _report(args: list[str]) -> None:
-    parser = ArgumentParser(
-        prog="vocseg report",
-        description="Writes one self-contained HTML page: scores with intervals, confusion matrix, curves, the best, "
-        "the worst and the most surprising test images, and a comparison of several runs. Trains nothing.",
-    )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run's folder, or an experiment's name: its newest run"
-    )
-    parser.add_argument("--to", default=None, help="folder to write (default: report in the first run's folder)")
-    given = parser.parse_args(args)
-    page, problems = _load("report").write_report(given.runs, Path(given.to) if given.to else None)
-    print(f"Report  {page}")
-    if problems:
-        raise VocsegError("\n".join(["Not everything could be reported:", *problems]))
 
 
 def _load(module: str) -> Any:

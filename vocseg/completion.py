@@ -5,25 +5,26 @@ and a network, a loss or a transform may hold others of its kind, without end.
 """
 
 import argparse
+import importlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from vocseg.cli_help import help_text
-from vocseg.demo.commands import make_parser
 from vocseg.errors import VocsegError, check_choice
 from vocseg.experiments import list_experiments
-from vocseg.export import FORMATS, command_parser
+from vocseg.export.files import FORMATS
 
 SHELLS = ("bash", "zsh", "tcsh")
-WITH_OPTIONS = ("fit", "validate", "test", "predict", "demo", "export")
 
 
-def completion_script(shell: str, commands: Mapping[str, str]) -> str:
+def completion_script(shell: str, commands: Mapping[str, str], modules: Mapping[str, str]) -> str:
     """The script that completes ``vocseg`` in a shell.
 
     Args:
         shell: bash, zsh or tcsh.
         commands: the description of each command, by its name.
+        modules: of the commands that do not have Lightning's options; each has a ``make_parser``.
 
     Raises:
         VocsegError: another shell is given, or shtab is not installed.
@@ -38,20 +39,31 @@ def completion_script(shell: str, commands: Mapping[str, str]) -> str:
     subparsers = parser.add_subparsers()
     for command, text in commands.items():
         one = subparsers.add_parser(command, help=text.partition(":")[0])
-        for names in _options(command) if command in WITH_OPTIONS else ():
-            action = one.add_argument(*names)
-            if "--config" in names:
-                action.choices = [name for name, _ in list_experiments()]
-            elif names[0] == "--format":
-                action.choices = list(FORMATS)
-            elif names[0].endswith(("path", "root", "dir", "init_from", "--to", "--model")):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's protocol
+        if command in modules:
+            module = importlib.import_module(f"{__package__}.{modules[command]}")
+            parts = getattr(module, "COMMANDS", {})  # paper has rows and tables
+            if parts:
+                below = one.add_subparsers()
+                for name, about in parts.items():
+                    part = below.add_parser(name, help=about.partition(":")[0])
+                    _add_options(part, module.make_parser(name).format_help(), shtab.FILE)
+            else:
+                _add_options(one, module.make_parser().format_help(), shtab.FILE)
+        elif command != "experiments":
+            _add_options(one, help_text(command), shtab.FILE)
     return str(shtab.complete(parser, shell))
 
 
-def _options(command: str) -> list[list[str]]:
-    """The names of each option in the command's help, the long one first."""
-    own = {"demo": make_parser, "export": command_parser}  # the others have Lightning's
-    text = own[command]().format_help() if command in own else help_text(command)
-    lines = re.findall(r"^ +(--[\w.]+)(?:, (-\w))?(?=\s|$)", text, re.MULTILINE)
-    return [[name for name in names if name] for names in dict.fromkeys(lines)]
+def _add_options(parser: argparse.ArgumentParser, text: str, files: Any) -> None:
+    """Adds the options that a help text lists; after those that take a path, ``files`` completes."""
+    lines = re.findall(r"^ +(?:(-\w)(?: [^\s,]+)?, )?(--[\w.]+)(?:, (-\w))?(?=\s|$|,)", text, re.MULTILINE)
+    for short, name, alias in dict.fromkeys(lines):
+        if name == "--help":
+            continue
+        action = parser.add_argument(name, *(letter for letter in (short, alias) if letter))
+        if name == "--config":
+            action.choices = [experiment for experiment, _ in list_experiments()]
+        elif name == "--format":
+            action.choices = list(FORMATS)
+        elif name.endswith(("path", "root", "dir", "init_from", "--to", "--model", "--results", "--check")):
+            action.complete = files  # type: ignore[attr-defined]  # shtab's protocol

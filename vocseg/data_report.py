@@ -172,13 +172,8 @@ def write_page(datamodule: SegmentationDataModule, findings: Findings, folder: P
     return folder / PAGE
 
 
-def _parse(args: Sequence[str]) -> tuple[SegmentationDataModule, Path]:
-    """The data module and the page's folder that the options name."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
-    options = with_nested_nulls([str(word) for word in args])
-    found = scan(options)
-    options = with_voc_for_a_root(options, found, found.data_class)
+def make_parser(configs: Sequence[str] = ()) -> LightningArgumentParser:
+    """The options of ``vocseg inspect``; ``configs`` are named in errors."""
 
     class DataOfConfig(ConfigFile):
         """``--config``, of which only the data and the seed are used."""
@@ -191,7 +186,7 @@ def _parse(args: Sequence[str]) -> tuple[SegmentationDataModule, Path]:
                 used = {name: content[name] for name in ("seed_everything", "data") if name in content}
             except (yaml.YAMLError, TypeError) as error:
                 reason = " ".join(str(error).split())
-                raise VocsegError(f"A config is not valid YAML ({', '.join(found.configs)}): {reason}") from error
+                raise VocsegError(f"A config is not valid YAML ({', '.join(configs)}): {reason}") from error
             super().__call__(parser, cfg, yaml.safe_dump(used, default_flow_style=True), option_string)
 
     parser = LightningArgumentParser(
@@ -207,6 +202,18 @@ def _parse(args: Sequence[str]) -> tuple[SegmentationDataModule, Path]:
     parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
     parser.set_defaults({"data": {"class_path": class_path_of(VOCDataModule)}})
     parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+    return parser
+
+
+def _parse(args: Sequence[str]) -> tuple[SegmentationDataModule, Path]:
+    """The data module and the page's folder that the options name."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that a config can name classes in the current folder
+    options = with_nested_nulls([str(word) for word in args])
+    found = scan(options)
+    options = with_voc_for_a_root(options, found, found.data_class)
+
+    parser = make_parser(found.configs)
     try:
         settings = parser.parse_args(options)
         datamodule = parser.instantiate(settings).data

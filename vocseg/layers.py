@@ -64,5 +64,8 @@ def kaiming_(module: nn.Module) -> None:
 
 
 def resize_like(x: Tensor, target: Tensor) -> Tensor:
-    """Resizes ``x`` [B, C, h, w] bilinearly (``align_corners=False``) to the height and width of ``target``."""
+    """Resizes ``x`` [B, C, h, w] bilinearly (``align_corners=False``) to the height and width of ``target``.
+
+    Unlike :func:`vocseg.network.resize` it compares no sizes: a comparison would bind an exported program to them.
+    """
     return F.interpolate(x, size=target.shape[-2:], mode="bilinear", align_corners=False)

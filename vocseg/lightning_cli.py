@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     WeightAveraging,
 )
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -56,6 +56,7 @@ from vocseg.callbacks import (
     TestMasks,
     WeightEMA,
 )
+from vocseg.callbacks.fit_config import SaveFitConfig
 from vocseg.checkpoints import AtomicCheckpointIO, checkpoint_settings, has_averages, last_checkpoint, run_folder_of
 from vocseg.cli_errors import explain
 from vocseg.cli_help import help_text
@@ -65,7 +66,7 @@ from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError, nearest
 from vocseg.inference import Inference
 from vocseg.options import ConfigFile, scan, unwrap, with_nested_nulls, with_voc_for_a_root
-from vocseg.run_folder import LOGS, RunFolder
+from vocseg.run_folder import LOGS
 from vocseg.task import SegmentationTask, default_optimizer
 
 AUTO = "auto"
@@ -492,30 +493,6 @@ class LastCheckpoint(ModelCheckpoint):
     """Writes the last epoch's checkpoint; Lightning keeps the state of a user's own ModelCheckpoint apart from it."""
 
 
-class SaveFitConfig(SaveConfigCallback):
-    """Saves the config of a fit, without the checkpoint that it started from: a saved config starts a new run."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves ``config.yaml`` when a fit begins; a resumed fit saves what changed in ``config_1.yaml``, ..."""
-        if stage != "fit" or not trainer.loggers:  # without a logger there is no run folder
-            return
-        self.config = self.config.clone()
-        self.config.pop("ckpt_path", None)
-        saved = trainer.strategy.broadcast(RunFolder(Path(trainer.log_dir or ".")).configs)
-        if saved:
-            before = _flat(yaml.safe_load(saved[-1].read_text(encoding="utf-8")))
-            now = _flat(yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
-            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-            names = [name for name in changed if name not in ("ckpt_path", "init_from")]  # where a run starts from
-            if not names:
-                return
-            self.config_filename = f"config_{len(saved)}.yaml"
-            if trainer.is_global_zero:
-                changes = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
-                sys.stderr.write(f"Settings that differ from before, saved in {self.config_filename}: {changes}\n")
-        super().setup(trainer, pl_module, stage)
-
-
 def _last_checkpoints(settings: Any, name: str) -> tuple[Path, str]:
     """Where a fit with these settings keeps its last checkpoint: a folder, and a glob in it.
 
@@ -555,14 +532,6 @@ def _mode_of(monitor: str, mode: str) -> str:
 
 def _run_name(settings: Any, configs: Sequence[str]) -> str | None:
     return settings.name or "-".join(Path(config).stem for config in configs) or None
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    if not isinstance(settings, dict) or not settings:
-        return {prefix.removesuffix(".").replace(".init_args", ""): settings}
-    parts = (_flat(value, f"{prefix}{name}.") for name, value in settings.items())
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def _listed(setting: Any) -> list[Any]:

@@ -132,9 +132,6 @@ def legend(
     return [(names[label], palette[label]) for label in visible if label in names]
 
 
-legend_of = legend  # for callers that have a variable of that name
-
-
 def samples_figure(
     samples: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str], class_names: Sequence[str]
 ) -> "Figure":

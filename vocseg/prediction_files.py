@@ -8,7 +8,7 @@ import cv2  # albumentations' own dependency
 import numpy as np
 from PIL import Image
 
-from vocseg.data.files import ImageReader
+from vocseg.data.images import ImageReader
 from vocseg.data.lists import expand
 from vocseg.overlays import overlay
 from vocseg.plots import coloured

@@ -18,8 +18,9 @@ import torch
 import yaml
 
 import vocseg
+from vocseg.confusion import ConfusionMatrices
 from vocseg.errors import VocsegError
-from vocseg.metrics import ConfusionMatrices, Result
+from vocseg.metrics import Result
 from vocseg.run_folder import (
     SPLITS,
     Line,

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from vocseg.confusion import ConfusionMatrices
 from vocseg.errors import VocsegError, nearest
-from vocseg.metrics import ConfusionMatrices, Result
+from vocseg.metrics import Result
 from vocseg.saving import Save, write_atomically, write_json, write_text
 
 LOGS = "lightning_logs"
@@ -115,7 +116,7 @@ class RunFolder:
         return self.path / f"{split}.txt"
 
     def matrices(self, split: str) -> Path:
-        """The confusion matrix of each image of a split (:class:`vocseg.metrics.ConfusionMatrices`)."""
+        """The confusion matrix of each image of a split (:class:`vocseg.confusion.ConfusionMatrices`)."""
         return self.path / f"{split}.npz"
 
     def resized_matrices(self, split: str) -> Path:

@@ -26,6 +26,27 @@ def run_command(args: Sequence[str]) -> None:
     Raises:
         VocsegError: a mistake in them, or in the tree, or a checkpoint of other classes than VOC's.
     """
+    given, options = make_parser().parse_known_args(args)
+    data = checkpoint_settings(given.ckpt_path)["data"].get("init_args", {})
+    names = data.get("class_names")
+    if names is not None and list(names) != list(VOC_CLASSES):
+        raise VocsegError(
+            f"VOC's server scores its own {len(VOC_CLASSES)} classes, but the checkpoint has {len(names)}: "
+            f"{', '.join(map(str, names[:4]))}, ..."
+        )
+    year = given.year or str(data.get("year", "2012"))
+    root = given.root or data.get("root")
+    if root is None:
+        raise VocsegError("vocseg submit needs the folder of the VOC tree: --data.root")
+    images = listed_images(expand(root), year, given.split)
+    run = RunFolder.of_checkpoint(given.ckpt_path)
+    folder = expand(given.to) if given.to else run.submission if run else Path("submission")
+    inside = f"results/VOC{year}/Segmentation/{given.competition}_{given.split}_cls"
+    _predict_and_pack(images, folder, inside, given.ckpt_path, options)
+
+
+def make_parser() -> ArgumentParser:
+    """The options of ``vocseg submit``; those of ``vocseg predict`` may follow them."""
     parser = ArgumentParser(
         prog="vocseg submit",
         usage="vocseg submit --ckpt_path CKPT [--data.split test] [--data.root ROOT] [--data.year YEAR] [--to FOLDER] "
@@ -44,23 +65,7 @@ def run_command(args: Sequence[str]) -> None:
         help="comp5: trained on VOC's own data alone; comp6: also on other data, as pretrained weights are (default)",
     )
     parser.add_argument("--to", help="folder to write (default: submission in the run's folder)")
-    given, options = parser.parse_known_args(args)
-    data = checkpoint_settings(given.ckpt_path)["data"].get("init_args", {})
-    names = data.get("class_names")
-    if names is not None and list(names) != list(VOC_CLASSES):
-        raise VocsegError(
-            f"VOC's server scores its own {len(VOC_CLASSES)} classes, but the checkpoint has {len(names)}: "
-            f"{', '.join(map(str, names[:4]))}, ..."
-        )
-    year = given.year or str(data.get("year", "2012"))
-    root = given.root or data.get("root")
-    if root is None:
-        raise VocsegError("vocseg submit needs the folder of the VOC tree: --data.root")
-    images = listed_images(expand(root), year, given.split)
-    run = RunFolder.of_checkpoint(given.ckpt_path)
-    folder = expand(given.to) if given.to else run.submission if run else Path("submission")
-    inside = f"results/VOC{year}/Segmentation/{given.competition}_{given.split}_cls"
-    _predict_and_pack(images, folder, inside, given.ckpt_path, options)
+    return parser
 
 
 def listed_images(root: Path, year: str, split: str) -> list[Path]:

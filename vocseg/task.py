@@ -374,7 +374,7 @@ class SegmentationTask(NetworkPart):
         Raises:
             VocsegError: it cannot be read, or is no such array.
         """
-        from vocseg.data.files import as_rgb
+        from vocseg.data.images import as_rgb
 
         settings = {
             name: self._data_settings[name] for name in ("bit_depth", "exif_rotation") if name in self._data_settings

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from vocseg.callbacks import ResultTable
 from vocseg.callbacks.results import result_table
-from vocseg.metrics import ConfusionMatrices, SegmentationMetric
+from vocseg.confusion import ConfusionMatrices
+from vocseg.metrics import SegmentationMetric
 
 
 def result(label_of_a=1):

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from vocseg import VOCDataModule
-from vocseg.data import check_cache, files
+from vocseg.data import check_cache, images
 from vocseg.data.check_cache import check_samples_once
-from vocseg.data.files import ImageReader, Sample
+from vocseg.data.files import Sample
+from vocseg.data.images import ImageReader
 from vocseg.data.masks import MaskReader
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.errors import VocsegError
@@ -52,8 +53,8 @@ def decoded(monkeypatch):
         names.append(path.name)
         return original(path, *args, **settings)
 
-    original = files.decode
-    monkeypatch.setattr(files, "decode", decode)  # of images; masks are counted by their images
+    original = images.decode
+    monkeypatch.setattr(images, "decode", decode)  # of images; masks are counted by their images
     return names
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from vocseg import VocsegError
 from vocseg.data.base import SegmentationDataModule
 from vocseg.data.datasets import SegmentationDataset
-from vocseg.data.files import ImageReader, Sample, check_samples, read_sample
+from vocseg.data.files import Sample, check_samples, read_sample
+from vocseg.data.images import ImageReader
 from vocseg.data.labels import VOC_CLASSES, VOC_PALETTE, VOID
 from vocseg.data.masks import MaskReader
 from vocseg.data.transforms import Pipeline

@@ -13,7 +13,8 @@ from PIL import Image
 
 from vocseg import VocsegError
 from vocseg.data.datasets import SegmentationDataset, collate
-from vocseg.data.files import Sample, read_image
+from vocseg.data.files import Sample
+from vocseg.data.images import read_image
 from vocseg.data.transforms import EVAL_PIPELINES, TRAIN_PIPELINES, Pipeline
 
 MODES = ["RGB", "L", "P", "RGBA", "LA", "CMYK", "YCbCr", "1", "I", "I;16", "F"]

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vocseg.confusion import confusion_matrix, scores_of
 from vocseg.data.labels import VOC_PALETTE, VOID
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, render_sample, write_tree
 from vocseg.errors import VocsegError
-from vocseg.metrics import confusion_matrix, scores_of
 
 CLASSES = len(SYNTHETIC_CLASSES)
 

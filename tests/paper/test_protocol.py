@@ -15,10 +15,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vocseg
+from vocseg.confusion import ConfusionMatrices, confusion_matrix, scores_of
 from vocseg.data.files import read_mask
 from vocseg.data.synthetic import SYNTHETIC_CLASSES, write_tree
 from vocseg.lightning_cli import run
-from vocseg.metrics import ConfusionMatrices, confusion_matrix, scores_of
 from vocseg.paper.protocol import PaperProtocol, paper_inferred, resize_labels, void_as_background
 from vocseg.paper.rows import PROTOCOL
 

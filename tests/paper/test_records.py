@@ -9,10 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from vocseg.confusion import scores_of
 from vocseg.data.labels import VOC_CLASSES
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.errors import VocsegError
-from vocseg.metrics import scores_of
 from vocseg.paper.records import read_record
 from vocseg.paper.rows import declared
 from vocseg.run_folder import RunFolder, read_run

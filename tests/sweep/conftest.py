@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from vocseg.confusion import ConfusionMatrices, iou_of, scores_of
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
-from vocseg.metrics import ConfusionMatrices, Result, iou_of, scores_of
+from vocseg.metrics import Result
 from vocseg.records import write_record
 from vocseg.run_folder import RunFolder
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vocseg.errors import VocsegError
-from vocseg.metrics import bootstrap_interval
+from vocseg.intervals import bootstrap_interval
 from vocseg.sweep.files import write_files
 from vocseg.sweep.plan import Plan, Setting
 from vocseg.sweep.summary import summarise, terminal_table

@@ -25,7 +25,8 @@ from vocseg.data.datasets import (
     collate,
     prepare_worker,
 )
-from vocseg.data.files import CheckedSample, ImageReader, Sample
+from vocseg.data.files import CheckedSample, Sample
+from vocseg.data.images import ImageReader
 from vocseg.data.labels import VOID
 from vocseg.data.lists import find_images, first_images
 from vocseg.data.masks import MaskReader

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from vocseg import __version__
-from vocseg.data.files import CheckedSample, ImageReader, Sample, examine_samples, raise_broken
+from vocseg.data.files import CheckedSample, Sample, examine_samples, raise_broken
+from vocseg.data.images import ImageReader
 from vocseg.data.masks import MaskReader
 from vocseg.errors import VocsegError
 

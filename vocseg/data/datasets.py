@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from vocseg.data.copy_paste import paste_objects
-from vocseg.data.files import CheckedSample, ImageReader, Sample, read_sample
+from vocseg.data.files import CheckedSample, Sample, read_sample
+from vocseg.data.images import ImageReader
 from vocseg.data.labels import VOID
 from vocseg.data.masks import MaskReader
 from vocseg.data.transforms import Pipeline, normalise_batch

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from vocseg.data.base import SegmentationDataModule
 from vocseg.data.classes import ClassNames, names_and_settings, read_classes
-from vocseg.data.files import IMAGE_SUFFIXES, Sample
+from vocseg.data.files import Sample
+from vocseg.data.images import IMAGE_SUFFIXES
 from vocseg.data.lists import (
     Index,
     check_share,

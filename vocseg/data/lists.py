@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from vocseg.data.files import IMAGE_SUFFIXES, Sample, say
+from vocseg.data.files import Sample
+from vocseg.data.images import IMAGE_SUFFIXES
+from vocseg.data.messages import say
 from vocseg.data.text import read_lines
 from vocseg.errors import VocsegError, nearest
 

@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple
 import cv2  # albumentations' own dependency
 import numpy as np
 
-from vocseg.data.files import StoredPixels, decode, say_once
+from vocseg.data.images import StoredPixels, decode
 from vocseg.data.labels import VOC_PALETTE, VOID
+from vocseg.data.messages import say_once
 from vocseg.errors import VocsegError, nearest
 
 VALUE_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")

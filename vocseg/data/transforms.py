@@ -186,7 +186,7 @@ def transform_to_config(transform: A.BasicTransform | A.BaseCompose) -> dict[str
 
 
 def describe_resizing(transforms: Sequence[A.BasicTransform | A.BaseCompose]) -> dict[str, Any]:
-    """Describes transforms for :func:`vocseg.exported.prepare`, as plain values.
+    """Describes transforms for :func:`vocseg.export.model.prepare`, as plain values.
 
     Raises:
         NotImplementedError: albumentations cannot write one of them, such as a function.

@@ -34,27 +34,19 @@ def run_command(args: Sequence[str]) -> None:
         raise VocsegError(f"There is no command 'paper {args[0]}'.{suggestion} See vocseg paper --help.")
 
 
-def _rows(args: Sequence[str]) -> None:
-    parser = ArgumentParser(
-        prog="vocseg paper rows",
-        usage="vocseg paper rows [ROW ...] [--results FOLDER] [options of vocseg fit, for all rows]",
-        description="Trains, validates and tests rows of the paper's tables (experiments/paper/rows.yaml) and writes a "
-        "record of each. A row with a record is not run again; an interrupted one is resumed.",
-        epilog="The names of rows come first. vocseg paper rows --data.root /path/to/voc runs every row that needs "
-        "nothing special.",
-    )
-    parser.add_argument("--results", default=RESULTS, help="folder for the records (default: %(default)s)")
-    # by hand: argparse would take the value of an option that it does not know, such as --data.root, as a row
-    names = [*takewhile(lambda word: not word.startswith("-"), args)]
-    given, options = parser.parse_known_args(args[len(names) :])
-    from vocseg.paper.rows import run_rows
-
-    failed = run_rows(names, options, Path(given.results))
-    if failed:
-        raise VocsegError(f"These rows failed, for the reasons above: {', '.join(failed)}.")
-
-
-def _tables(args: Sequence[str]) -> None:
+def make_parser(command: str) -> ArgumentParser:
+    """The options of ``vocseg paper rows`` or ``vocseg paper tables``."""
+    if command == "rows":
+        parser = ArgumentParser(
+            prog="vocseg paper rows",
+            usage="vocseg paper rows [ROW ...] [--results FOLDER] [options of vocseg fit, for all rows]",
+            description="Trains, validates and tests rows of the paper's tables (experiments/paper/rows.yaml) and "
+            "writes a record of each. A row with a record is not run again; an interrupted one is resumed.",
+            epilog="The names of rows come first. vocseg paper rows --data.root /path/to/voc runs every row that needs "
+            "nothing special.",
+        )
+        parser.add_argument("--results", default=RESULTS, help="folder for the records (default: %(default)s)")
+        return parser
     parser = ArgumentParser(
         prog="vocseg paper tables",
         description="Rebuilds the tables (Markdown and CSV) and figures from the rows' records; trains nothing. A "
@@ -64,7 +56,22 @@ def _tables(args: Sequence[str]) -> None:
     parser.add_argument("--to", default=f"{Path(RESULTS).parent}/paper", help="folder to write (default: %(default)s)")
     parser.add_argument("--data.root", dest="root", help="the VOC tree; without it the figures of masks are not drawn")
     parser.add_argument("--data.year", dest="year", default="2007", help="of the tree (default: %(default)s)")
-    given = parser.parse_args(args)
+    return parser
+
+
+def _rows(args: Sequence[str]) -> None:
+    # by hand: argparse would take the value of an option that it does not know, such as --data.root, as a row
+    names = [*takewhile(lambda word: not word.startswith("-"), args)]
+    given, options = make_parser("rows").parse_known_args(args[len(names) :])
+    from vocseg.paper.rows import run_rows
+
+    failed = run_rows(names, options, Path(given.results))
+    if failed:
+        raise VocsegError(f"These rows failed, for the reasons above: {', '.join(failed)}.")
+
+
+def _tables(args: Sequence[str]) -> None:
+    given = make_parser("tables").parse_args(args)
     from vocseg.paper.tables import write_tables
 
     problems = write_tables(Path(given.results), Path(given.to), given.root, given.year)

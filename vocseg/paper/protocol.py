@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from vocseg.confusion import ConfusionMatrices, scores_of
 from vocseg.inference import label_map
-from vocseg.metrics import ConfusionMatrices, SegmentationMetric, scores_of
+from vocseg.metrics import SegmentationMetric
 
 SIZE = (224, 224)
 GROUP = 16

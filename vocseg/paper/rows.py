@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from vocseg.confusion import ConfusionMatrices
 from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import experiments_folder
 from vocseg.lightning_cli import VocsegCLI
-from vocseg.metrics import ConfusionMatrices
 from vocseg.paper.protocol import PaperProtocol
 from vocseg.paper.records import read_record
 from vocseg.run_folder import RunFolder

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vocseg.data.files import read_image, read_mask
+from vocseg.confusion import ConfusionMatrices, scores_of
+from vocseg.data.files import read_mask
+from vocseg.data.images import read_image
 from vocseg.data.lists import find_tree
 from vocseg.errors import VocsegError
-from vocseg.metrics import ConfusionMatrices, bootstrap_interval, scores_of
+from vocseg.intervals import bootstrap_interval
 from vocseg.paper.protocol import paper_inferred
 from vocseg.paper.records import read_record
 from vocseg.paper.rows import Declared, Row, declared
-from vocseg.plots import coloured, legend_of, losses_figure, panels, save_png
+from vocseg.plots import coloured, legend, losses_figure, panels, save_png
 from vocseg.run_folder import SPLITS, Run
 from vocseg.saving import write_text
 from vocseg.text_tables import csv_table, markdown_table
@@ -288,8 +290,8 @@ def draw_masks(record: Run, title: str, tree: Path, path: Path) -> None:
         truth, prediction = read_mask(tree / "SegmentationClass" / f"{name}.png"), read_mask(file)
         labels += [truth, prediction]
         rows.append((read_image(image), coloured(truth), coloured(prediction)))
-    legend = legend_of(labels, record.class_names)
-    save_png(panels(rows, ("image", "truth", title), legend, width=200), path)
+    entries = legend(labels, record.class_names)
+    save_png(panels(rows, ("image", "truth", title), entries, width=200), path)
 
 
 def _tree(root: str, year: str) -> Path:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from vocseg.confusion import ConfusionMatrices
 from vocseg.errors import VocsegError
-from vocseg.metrics import ConfusionMatrices, bootstrap_interval
+from vocseg.intervals import bootstrap_interval
 from vocseg.records import read_record, rounded
 from vocseg.run_folder import Line, Run, RunFolder, read_run
 from vocseg.saving import write_json

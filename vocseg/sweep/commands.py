@@ -23,7 +23,7 @@ def run_command(args: Sequence[str]) -> None:
     Raises:
         VocsegError: a mistake in them, or a run that failed.
     """
-    parser = _parser()
+    parser = make_parser()
     words = [*args]
     file = words.pop(0) if words and not words[0].startswith("-") else None
     given, options = parser.parse_known_args(words)
@@ -108,7 +108,8 @@ def _true_or_false(text: str) -> bool:
     return text == "true"
 
 
-def _parser() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
+    """The options of ``vocseg sweep``; those of ``vocseg fit`` may follow them."""
     parser = ArgumentParser(
         prog="vocseg sweep",
         usage="vocseg sweep [FILE] [--config A B ...] [--seeds 0 1 2] [--set KEY=VALUE,VALUE ...] [options of fit]",

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vocseg.confusion import ConfusionMatrices
 from vocseg.errors import VocsegError
 from vocseg.lightning_cli import VocsegCLI, run
-from vocseg.metrics import ConfusionMatrices
 from vocseg.records import check_replaceable, provenance, read_record, write_record
 from vocseg.run_folder import SPLITS, Run, RunFolder, read_run
 from vocseg.saving import write_json

@@ -10,8 +10,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from vocseg.confusion import ConfusionMatrices, scores_of
 from vocseg.errors import VocsegError
-from vocseg.metrics import ConfusionMatrices, bootstrap_interval, scores_of
+from vocseg.intervals import bootstrap_interval
 from vocseg.records import read_record
 from vocseg.run_folder import Run
 from vocseg.sweep.plan import Plan, Setting

@@ -1,4 +1,4 @@
-"""``vocseg report``: one HTML page of what runs left on disk. Nothing is trained."""
+"""The page of ``vocseg report``: scores, curves and images of what runs left on disk."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vocseg import charts, pages, report_images
+from vocseg import charts, pages
 from vocseg.charts import number
+from vocseg.confusion import ConfusionMatrices
 from vocseg.errors import VocsegError
 from vocseg.inference import describe_inference
-from vocseg.metrics import ConfusionMatrices, bootstrap_interval, class_intervals
+from vocseg.intervals import bootstrap_interval, class_intervals
 from vocseg.plots import row_fractions
+from vocseg.report import images
 from vocseg.run_folder import Run, RunFolder, read_run
 from vocseg.saving import OwnedFolder, write_text
 
@@ -81,9 +83,9 @@ def write_report(names: Sequence[str], folder: Path | None = None) -> tuple[Path
         body += _comparison(runs)
         for run in runs:
             body += [f"<h2>{pages.text(run.name)}</h2>", *_below(_run(run, folder, problems))]
-    body.append(f"<script>{charts.SCRIPT}{report_images.SCRIPT}</script>")
+    body.append(f"<script>{charts.SCRIPT}{images.SCRIPT}</script>")
     owned.delete_own(folder)  # also the figures that earlier versions wrote beside the page
-    write_text(page, pages.page(title, body, charts.STYLE + report_images.STYLE + _STYLE), owned.write)
+    write_text(page, pages.page(title, body, charts.STYLE + images.STYLE + _STYLE), owned.write)
     return page, problems
 
 
@@ -109,9 +111,9 @@ def _run(run: Run, folder: Path, problems: list[str]) -> list[str]:
         problems.append(f"{run.name} has no metrics.csv with an epoch in it: no curves.")
         body.append(_problem(problems[-1]))
     if test is not None and test.matrices is not None:
-        scores = report_images.ImageScores.of(test.matrices)
-        shown = report_images.examples(run, scores, problems)
-        body += ["<h2>Test images</h2>", *shown, "<h3>All</h3>", *report_images.image_table(run, scores, folder)]
+        scores = images.ImageScores.of(test.matrices)
+        shown = images.examples(run, scores, problems)
+        body += ["<h2>Test images</h2>", *shown, "<h3>All</h3>", *images.image_table(run, scores, folder)]
     for index, config in enumerate(run.configs):
         title = f"Settings of resumption {index}" if index else "All settings"
         settings = pages.text(yaml.safe_dump(config, sort_keys=False))

@@ -33,8 +33,8 @@ from vocseg import (
 )
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.data.transforms import normalise
-from vocseg.export import PoolingByProduct
-from vocseg.exported_scores import score_exported
+from vocseg.export.network import PoolingByProduct
+from vocseg.export.scores import score_exported
 
 CLASSES = ["background", *"abc"]
 QUIET = ["--trainer.enable_progress_bar", "false"]

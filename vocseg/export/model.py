@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import cv2  # albumentations' own dependency
 import numpy as np
 
-from vocseg.data.files import ImageReader
+from vocseg.data.images import ImageReader
 from vocseg.errors import VocsegError
 
 NAME = "vocseg.json"

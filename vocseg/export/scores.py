@@ -4,7 +4,7 @@ import torch
 
 from vocseg.data.base import SegmentationDataModule
 from vocseg.errors import VocsegError
-from vocseg.exported import ExportedModel
+from vocseg.export.model import ExportedModel
 from vocseg.metrics import Result, SegmentationMetric
 
 

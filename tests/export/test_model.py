@@ -10,7 +10,7 @@ from PIL import Image
 
 from vocseg import ExportedModel, VocsegError
 from vocseg.data.transforms import describe_resizing, make_eval_transforms
-from vocseg.exported import label_map, prepare, probability_map
+from vocseg.export.model import label_map, prepare, probability_map
 from vocseg.inference import label_map as label_map_of_torch
 from vocseg.inference import preprocess
 from vocseg.inference import probability_map as probability_map_of_torch

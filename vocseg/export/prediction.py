@@ -4,10 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vocseg.data.files import ImageReader
+from vocseg.data.images import ImageReader
 from vocseg.data.lists import expand, find_images
 from vocseg.errors import ArgumentParser, VocsegError, check_choice
-from vocseg.exported import ExportedModel, label_map, probability_map
+from vocseg.export.model import ExportedModel, label_map, probability_map
 from vocseg.prediction_files import PredictionFiles
 
 

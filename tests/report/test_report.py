@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from vocseg.cli import main
+from vocseg.confusion import ConfusionMatrices, scores_of
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
-from vocseg.metrics import ConfusionMatrices, bootstrap_interval, class_intervals, scores_of
-from vocseg.report import write_report
-from vocseg.report_images import ImageScores
+from vocseg.intervals import bootstrap_interval, class_intervals
+from vocseg.report.images import ImageScores
+from vocseg.report.page import write_report
 from vocseg.run_folder import RunFolder, read_run
 from vocseg.saving import OwnedFolder, write_text
 
-RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 CHROMIUM = next((name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), None)
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 
 from vocseg import pages
 from vocseg.charts import number
-from vocseg.data.files import ImageReader, Sample, read_mask, read_sample
+from vocseg.confusion import ConfusionMatrices, iou_of
+from vocseg.data.files import Sample, read_mask, read_sample
+from vocseg.data.images import ImageReader
 from vocseg.data.labels import VOC_PALETTE, VOID
 from vocseg.data.masks import MaskReader
 from vocseg.errors import VocsegError
-from vocseg.metrics import ConfusionMatrices, iou_of
 from vocseg.overlays import overlay
 from vocseg.plots import MISSED, RIGHT, WRONG, errors
 from vocseg.run_folder import Run
