@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -194,7 +195,7 @@ def export_task(
     _check_arguments(path, format, output, image, opset, size)
     owned = OwnedFolder(path.parent, "export", "Name another file: --to")
     owned.check([path])
-    metadata = _metadata(task, output, image, checkpoint)
+    metadata = {**_metadata(task, output, image, checkpoint), "size": size}
     with _in_eval_mode(task), tempfile.TemporaryDirectory() as temporary:
         _check_memory(task, size)
         file = Path(temporary) / path.name
@@ -499,7 +500,7 @@ def run_command(args: Sequence[str]) -> None:
     task = load_task(checkpoint)
     size = None if given.size is None else (given.size[0], given.size[1])
     done = export_task(task, path, given.format, given.output, given.input, given.opset, size, name)
-    print(f"{done}\nNext\n  vocseg predict --model {done.path} --data.predict_path IMAGES")
+    print(f"{done}\nNext\n  vocseg predict --model {shlex.quote(str(done.path))} --data.predict_path IMAGES")
 
 
 def load_task(checkpoint: Path) -> SegmentationTask:
