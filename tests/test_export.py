@@ -165,7 +165,9 @@ def test_images_are_listed_as_for_a_checkpoint(listed, exported, photos, tmp_pat
 
 
 def test_a_file_for_one_size_says_so(tmp_path):
-    task = SegmentationTask(StridedEncoder([4, 8]), SkipDecoder, CLASSES)
+    with pytest.raises(VocsegError, match="export_task takes a SegmentationTask; got Conv2d"):
+        export_task(nn.Conv2d(3, 3, 1), tmp_path / "model.onnx")
+    task = SegmentationTask(StridedEncoder(widths=[4, 8]), SkipDecoder, CLASSES)
     path = export_task(task, tmp_path / "my model.pt2", "torch_export", size=(24, 40)).path
     model = ExportedModel(path)
     with pytest.raises(VocsegError, match=r"takes images of 24x40 alone, and this one is prepared as 224x224"):
