@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from vocseg import StridedEncoder, VOCDataModule
+from vocseg import SegmentationTask, SkipDecoder, StridedEncoder, VOCDataModule, export_task
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 from vocseg.lightning_cli import VocsegCLI, run
 
@@ -110,6 +110,19 @@ def test_the_code_for_migration_runs(name):
     namespace = {}
     exec(code("migration.md", name), namespace)
     assert namespace["task"].eval()(torch.rand(1, 3, 64, 64)).shape == (1, 21, 64, 64)
+
+
+def test_the_score_of_an_exported_file(tmp_path, monkeypatch, voc_root, capsys):
+    pytest.importorskip("onnxruntime", reason="the extra vocseg[export] is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "VOCtrainval_06-Nov-2007").symlink_to(voc_root)
+    task = SegmentationTask(StridedEncoder(widths=[4, 8]), SkipDecoder, SYNTHETIC_CLASSES)
+    export_task(task, "exported.onnx", size=(224, 224))
+    namespace = {}
+    exec(code("export.md", "scores"), namespace)
+    assert len(namespace["result"].matrices) == 4
+    assert np.isnan(namespace["result"].loss)  # which is not computed
+    assert "mIoU" in capsys.readouterr().out
 
 
 def test_the_notebooks_run_and_are_committed_with_their_outputs(tmp_path, monkeypatch):

@@ -106,7 +106,10 @@ def _dispatch(command: str, args: list[str]) -> None:
 def _names_exported_model(args: Sequence[str]) -> bool:
     """Whether ``--model`` is a file: without a checkpoint, which a config may name, it is no class."""
     names = {word.partition("=")[0] for word in args}
-    return "--model" in names and not {"--ckpt_path", "--config", "-c"} & names
+    others = {"--ckpt_path", "--config", "-c"} & names
+    if "--model" in names and others and any(word.endswith((".onnx", ".pt2")) for word in args):
+        raise VocsegError(f"--model names an exported file, which is complete: leave out {', '.join(sorted(others))}.")
+    return "--model" in names and not others
 
 
 def _load(module: str) -> Any:

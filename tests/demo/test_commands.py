@@ -85,6 +85,9 @@ def test_a_port_in_use_is_named(vocseg, checkpoint):
         (["--ckpt_path", "{}", "--host", "no.such.host.invalid"], "no.such.host.invalid, port 0, cannot be served"),
         (["--ckpt_path", "{}", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
         (["--ckpt_path", "{}", "--device", "gpu"], "--device gpu cannot be used"),
+        (["--ckpt_path", "{}", "--host", ""], "--host needs an address"),
+        (["--ckpt_path", "{}", "--max_megabytes", "0"], "--max_megabytes: must be more than 0, got 0"),
+        (["--ckpt_path", "{}", "--max_megapixels", "nan"], "--max_megapixels: must be more than 0, got nan"),
         (["--ckpt_path", "{}", "--opne", "true"], "unrecognized arguments: --opne true"),
     ],
 )

@@ -156,6 +156,24 @@ def test_predictions_without_lightning_and_torch_are_those_of_the_checkpoint(
     assert pages[0].count('class="card"') == pages[1].count('class="card"') == 4
 
 
+@pytest.mark.parametrize("listed", [["[{0}, {1}]"], ["{0}", "{1}"]])
+def test_images_are_listed_as_for_a_checkpoint(listed, exported, photos, tmp_path, vocseg):
+    words = [word.format(photos / "grey.png", photos / "alpha.png") for word in listed]
+    status, out, err = vocseg("predict", "--model", exported[0]["onnx"], "--data.predict_path", *words, "--to", "to")
+    assert (status, err) == (0, "")
+    assert out.startswith("Masks written to to: 2\n")
+
+
+def test_a_file_for_one_size_says_so(tmp_path):
+    with pytest.raises(VocsegError, match="export_task takes a SegmentationTask; got Conv2d"):
+        export_task(nn.Conv2d(3, 3, 1), tmp_path / "model.onnx")
+    task = SegmentationTask(StridedEncoder(widths=[4, 8]), SkipDecoder, CLASSES)
+    path = export_task(task, tmp_path / "my model.pt2", "torch_export", size=(24, 40)).path
+    model = ExportedModel(path)
+    with pytest.raises(VocsegError, match=r"takes images of 24x40 alone, and this one is prepared as 224x224"):
+        model.segment(np.zeros((30, 40, 3), np.uint8))
+
+
 def test_a_program_of_torch_segments_and_refuses_images_no_larger_than_the_stride(exported, checkpoint, photos):
     model, task = ExportedModel(exported[0]["torch_export"]), SegmentationTask.from_run(checkpoint)
     for name in ("rotated.jpg", "alpha.png"):

@@ -73,6 +73,11 @@ def write_zip(path):
         archive.writestr("archive/data.pkl", b"")
 
 
+def write_zip_without_its_list(path):
+    write_zip(path)
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"????"))
+
+
 def write_zip_with_json(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("model/extra/vocseg.json", b"[1")
@@ -83,6 +88,7 @@ def write_zip_with_json(path):
     [
         write_onnx,
         write_zip,
+        write_zip_without_its_list,
         write_zip_with_json,
         lambda path: path.write_text("not a model"),
         lambda path: path.write_bytes(b""),
@@ -108,3 +114,29 @@ def test_a_missing_model_and_a_missing_runtime_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(VocsegError, match=r'pip install "vocseg\[export\]"'):
         ExportedModel(tmp_path / "model.onnx")
+
+
+def test_a_folder_and_a_number_of_threads_are_refused(tmp_path):
+    with pytest.raises(VocsegError, match="is a folder: name the exported file in it; vocseg export"):
+        ExportedModel(tmp_path)
+    (tmp_path / "exported.onnx").touch()
+    with pytest.raises(VocsegError, match=r"name the exported file in it, .*exported\.onnx\."):
+        ExportedModel(tmp_path)
+    with pytest.raises(VocsegError, match="threads must be at least 1; got 0"):
+        ExportedModel(tmp_path / "exported.onnx", threads=0)
+
+
+def test_a_damaged_program_is_refused(tmp_path):
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/extra/vocseg.json", b"{}")
+        archive.writestr("model/data/weights/weight_0", b"12345678")
+    path.write_bytes(path.read_bytes().replace(b"12345678", b"12345677"))
+    with pytest.raises(VocsegError, match=r"model\.pt2 is damaged \(model/data/weights/weight_0\)"):
+        ExportedModel(path)
+
+
+def test_an_exported_file_and_a_checkpoint_exclude_each_other(tmp_path, vocseg):
+    words = ["--model", "model.onnx", "--ckpt_path", "best.ckpt", "--data.predict_path", tmp_path]
+    status, _, err = vocseg("predict", *words)
+    assert (status, err) == (1, "vocseg: --model names an exported file, which is complete: leave out --ckpt_path.\n")

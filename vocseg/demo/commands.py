@@ -29,6 +29,8 @@ def run_command(args: Sequence[str]) -> None:
             of the extra ``demo`` are missing.
     """
     given = make_parser().parse_args(args)
+    if not given.host:
+        raise VocsegError("--host needs an address, such as 127.0.0.1.")
     try:
         import uvicorn
 
@@ -76,12 +78,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--open", choices=("true", "false"), default="false", help="open the page in the browser")
     parser.add_argument(
-        "--max_megabytes", type=float, default=20, help="largest file that is taken (default: %(default)g)"
+        "--max_megabytes", type=_positive, default=20, help="largest file that is taken (default: %(default)g)"
     )
     parser.add_argument(
-        "--max_megapixels", type=float, default=50, help="largest photograph that is taken (default: %(default)g)"
+        "--max_megapixels", type=_positive, default=50, help="largest photograph that is taken (default: %(default)g)"
     )
     return parser
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:  # NaN, too
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return number
 
 
 def trusted_hosts(host: str) -> list[str] | None:

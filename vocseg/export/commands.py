@@ -1,6 +1,7 @@
 """``vocseg export``."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def run_command(args: Sequence[str]) -> None:
     task = load_task(checkpoint)
     size = None if given.size is None else (given.size[0], given.size[1])
     done = export_task(task, path, given.format, given.output, given.input, given.opset, size, name)
-    print(f"{done}\nNext\n  vocseg predict --model {done.path} --data.predict_path IMAGES")
+    print(f"{done}\nNext\n  vocseg predict --model {shlex.quote(str(done.path))} --data.predict_path IMAGES")
 
 
 def load_task(checkpoint: Path) -> SegmentationTask:

@@ -99,11 +99,13 @@ def export_task(
         VocsegError: an argument is invalid, a package is missing, the network cannot be exported, or the file does not
             compute the same. No file is left then.
     """
+    if not isinstance(task, SegmentationTask):
+        raise VocsegError(f"export_task takes a SegmentationTask; got {type(task).__name__}.")
     path = expand(path)
     _check_arguments(path, format, output, image, opset, size)
     owned = OwnedFolder(path.parent, "export", "Name another file: --to")
     owned.check([path])
-    metadata = _metadata(task, output, image, checkpoint)
+    metadata = {**_metadata(task, output, image, checkpoint), "size": size}
     with _in_eval_mode(task), tempfile.TemporaryDirectory() as temporary:
         _check_memory(task, size)
         file = Path(temporary) / path.name

@@ -30,7 +30,8 @@ class ExportedModel:
     Attributes:
         metadata: what the file says of itself: ``class_names``, ``palette``, ``ignore_index``, ``mean`` and ``std``,
             ``input`` and ``output`` (their kinds), ``evaluation`` (how images are resized, see :func:`prepare`),
-            ``bit_depth``, ``exif_rotation``, ``stride``, ``checkpoint`` and ``vocseg`` (the version).
+            ``bit_depth``, ``exif_rotation``, ``stride``, ``size`` (of all images, or None), ``checkpoint`` and
+            ``vocseg`` (the version).
         class_names: one name per label.
         outputs: names of the outputs; the last one is ``logits``.
         image_reader: how image files become RGB.
@@ -41,6 +42,14 @@ class ExportedModel:
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         self.path = Path(path).expanduser()
+        if threads is not None and threads < 1:
+            raise VocsegError(f"threads must be at least 1; got {threads}.")
+        if self.path.is_dir():
+            files = [str(each) for each in sorted(self.path.iterdir()) if each.suffix in (".onnx", ".pt2")]
+            raise VocsegError(
+                f"{self.path} is a folder: name the exported file in it"
+                + (f", {' or '.join(files)}." if files else "; vocseg export --ckpt_path CKPT writes one.")
+            )
         if not self.path.is_file():
             raise VocsegError(f"There is no exported model {self.path}: vocseg export --ckpt_path CKPT writes one.")
         load = self._load_program if zipfile.is_zipfile(self.path) else self._load_onnx
@@ -90,6 +99,12 @@ class ExportedModel:
         if self.metadata["input"] == "float":
             mean, std = (np.array(self.metadata[name], np.float32) for name in ("mean", "std"))
             prepared = (prepared * (1.0 / (255.0 * std)) - mean / std).astype(np.float32)
+        size = self.metadata.get("size")
+        if size and prepared.shape[:2] != tuple(size):
+            raise VocsegError(
+                f"{self.path} takes images of {size[0]}x{size[1]} alone, and this one is prepared as "
+                f"{prepared.shape[0]}x{prepared.shape[1]}: export it without --size, or with that size."
+            )
         return self(prepared.transpose(2, 0, 1)[None])["logits"][0], (pixels.shape[0], pixels.shape[1])
 
     def segment(self, image: Any) -> np.ndarray:
@@ -123,11 +138,17 @@ class ExportedModel:
         return lambda image: session.run(None, {"image": image}), metadata
 
     def _load_program(self, threads: int | None) -> tuple[Any, dict[str, Any]]:
-        with zipfile.ZipFile(self.path) as archive:
-            name = next((name for name in archive.namelist() if name.endswith(f"/extra/{NAME}")), None)
-            if name is None:
-                self._refuse()
-            text = archive.read(name)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                name = next((name for name in archive.namelist() if name.endswith(f"/extra/{NAME}")), None)
+                if name is None:
+                    self._refuse()
+                text = archive.read(name)
+                damaged = archive.testzip()  # torch would compute with whatever is there
+        except zipfile.BadZipFile as error:
+            self._refuse(error)
+        if damaged is not None:
+            raise VocsegError(f"{self.path} is damaged ({damaged}): copy or export it again.")
         try:
             entries = dict(json.loads(text))
         except (ValueError, TypeError) as error:

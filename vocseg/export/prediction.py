@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from vocseg.data.images import ImageReader
 from vocseg.data.lists import expand, find_images
 from vocseg.errors import ArgumentParser, VocsegError, check_choice
@@ -27,7 +29,11 @@ def run_command(args: Sequence[str]) -> None:
     )
     parser.add_argument("--model", required=True, help="the exported file")
     parser.add_argument(
-        "--data.predict_path", dest="images", action="append", help="an image, a folder, a glob pattern, or a text file"
+        "--data.predict_path",
+        dest="images",
+        nargs="+",
+        action="extend",
+        help="images, folders, glob patterns, or text files",
     )
     parser.add_argument("--data.recursive", dest="recursive", default="false", help="true: also folders below a folder")
     parser.add_argument("--data.bit_depth", dest="bit_depth", type=int, help="bits that deep images really use")
@@ -48,9 +54,12 @@ def run_command(args: Sequence[str]) -> None:
     rotation = model.image_reader.exif_rotation
     if given.exif_rotation is not None:
         rotation = _is_true("exif_rotation", given.exif_rotation)
-    model.image_reader = ImageReader(given.bit_depth or model.image_reader.bit_depth, rotation)
+    model.image_reader = ImageReader(
+        model.image_reader.bit_depth if given.bit_depth is None else given.bit_depth, rotation
+    )
     folder = expand(given.to) if given.to else model.path.parent / "predictions"
-    predict(model, given.images or [], folder, **flags)
+    images = [path for word in given.images or [] for path in _listed(word)]
+    predict(model, images, folder, **flags)
 
 
 def predict(
@@ -109,6 +118,16 @@ def predict(
     if problems:
         raise VocsegError("\n".join([f"Not predicted: {len(problems)}", *problems]))
     return files
+
+
+def _listed(word: str) -> list[str]:
+    """What ``[a.jpg, b.jpg]`` lists, as the options of ``vocseg predict --ckpt_path`` do; another word is a path."""
+    if not (word.startswith("[") and word.endswith("]")) or Path(word).exists():
+        return [word]
+    try:
+        return [str(path) for path in yaml.safe_load(word)]
+    except yaml.YAMLError as error:
+        raise VocsegError(f"--data.predict_path: {word!r} is no list, such as [a.jpg, b.jpg].") from error
 
 
 def _is_true(name: str, word: str) -> bool:

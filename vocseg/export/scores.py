@@ -18,7 +18,7 @@ def score_exported(model: ExportedModel, data: SegmentationDataModule, split: st
         split: ``val`` or ``test``.
 
     Returns:
-        The scores; of the loss, which needs more than labels, there is none: it is 0.
+        The scores; of the loss, which needs more than labels, there is none: it is NaN.
 
     Raises:
         VocsegError: the data has other classes than the model, or a file cannot be read.
@@ -34,4 +34,6 @@ def score_exported(model: ExportedModel, data: SegmentationDataModule, split: st
     for index in range(len(dataset)):
         image, mask = dataset.stored(index)  # type: ignore[union-attr]  # of a split with masks
         metric.update([torch.from_numpy(model.segment(image))], [torch.from_numpy(mask)], [index])
-    return metric.compute()
+    result: Result = metric.compute()
+    result.loss = float("nan")
+    return result

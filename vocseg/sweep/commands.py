@@ -89,8 +89,12 @@ def _lock(folder: Path) -> Iterator[None]:
     except ImportError:  # there is none on Windows
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise VocsegError(f"{folder} cannot be written: {error.strerror}. Name another folder: --to") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

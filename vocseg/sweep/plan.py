@@ -30,6 +30,7 @@ _RESERVED = {
     "ckpt_path": "a sweep resumes its own runs",
     "trainer.default_root_dir": "--to names the folder of the sweep",
 }
+_FLAGS = ("config", "seeds", "set", "name", "test", "to", "check")
 _WHERE_TO_RUN = ("data.root", "data.num_workers", "data.in_memory", "trainer.accelerator", "trainer.devices")
 """Settings that may differ between a run and its resumption, beside those of what is shown."""
 
@@ -333,13 +334,17 @@ def _dimension(text: str) -> tuple[str, list[str]]:
 
 def read_options(options: Sequence[str]) -> list[tuple[str, str]]:
     """Words of ``vocseg fit`` as names and values."""
-    pairs, words = [], [*options]
+    pairs: list[tuple[str, str]] = []
+    words = [*options]
     while words:
         word = words.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
+            own = nearest(pairs[-1][0], _FLAGS) if pairs and "." not in pairs[-1][0] else ""
+            if own:  # --seed 0 1 2
+                raise VocsegError(f"There is no option --{pairs[-1][0]}.{own}")
             raise VocsegError(f"Unexpected argument {word!r}. A sweep has one file; its flags: vocseg sweep --help")
-        own = nearest(name, ("config", "seeds", "set", "name", "test", "to", "check"))
+        own = nearest(name, _FLAGS)
         if "." not in name and not equals and own and (not words or words[0].startswith("--")):
             raise VocsegError(f"There is no option --{name}.{own}")
         if not equals:
@@ -386,9 +391,15 @@ def _check_settings(settings: Sequence[Setting], where: str) -> None:
     for setting in settings:
         for config in setting.configs:
             try:
-                resolve_config(config)
+                path = resolve_config(config)
             except VocsegError as error:
                 raise VocsegError(f"{where}run {setting.name!r}: {error}") from None
+            try:
+                content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # for the parser of vocseg fit to report
+            if isinstance(content, dict) and "runs" in content:
+                raise VocsegError(f"{config} is a sweep file, and no config. It comes first: vocseg sweep {config}")
         for key, _ in setting.options:
             if key in _RESERVED:
                 raise VocsegError(f"{where}run {setting.name!r}: {key} is not for a sweep: {_RESERVED[key]}.")
