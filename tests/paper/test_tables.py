@@ -35,6 +35,7 @@ def test_tables_have_the_scores_of_the_paper_ours_and_all_background(results, cr
     assert (line["paper_val_accuracy"], line["paper_test_iou"]) == ("0.7466", "0.0588")
     assert line["of_record_test_iou"] == f"{expected.miou:.4f}"
     assert line["of_record_val_accuracy"] == f"{expected.pixel_accuracy:.4f}"
+    assert line["of_record_test_class_accuracy"] == f"{expected.mean_accuracy:.4f}"
     assert line["paper_inferred_val_iou"] == f"{paper_inferred(resized)['miou']:.4f}"
     assert float(line["test_iou_low"]) < expected.miou < float(line["test_iou_high"])
     assert (line["lr"], line["activation"]) == ("0.5", "relu")  # as recorded, not as declared

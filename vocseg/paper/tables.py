@@ -46,6 +46,7 @@ class Line:
     paper: Scores = field(default_factory=Scores)
     inferred: Scores = field(default_factory=Scores)
     record: Scores = field(default_factory=Scores)
+    class_accuracy: Sequence[float] = ()  # mean over the classes, of record: on val and on test
     interval: tuple[float, float] | None = None
     epochs: str = ""
     best_epoch: str = ""
@@ -146,11 +147,13 @@ def read_records(known: Declared, results: Path) -> tuple[dict[str, Run], list[s
 def table_lines(known: Declared, records: dict[str, Run], number: int) -> list[Line]:
     """The lines of one table: the all-background row, then the declared ones."""
     first = next(iter(records.values()))
+    floor = {split: scores_of(_matrices(first, split).all_background().total()) for split in SPLITS}
     lines = [
         Line(
             "all background",
             inferred=_scores({split: paper_inferred(_resized(first, split).all_background()) for split in SPLITS}),
-            record=_scores({split: scores_of(_matrices(first, split).all_background().total()) for split in SPLITS}),
+            record=_scores(floor),
+            class_accuracy=[floor[split]["mean_accuracy"] for split in SPLITS],
         )
     ]
     for row in known.rows.values():
@@ -166,17 +169,19 @@ def _line(row: Row, record: Run | None) -> Line:
     settings = (options["model.decoder.activation"], rate, decay)
     if record is None:
         needs = f": needs {row.needs}" if row.needs else ""
-        return Line(row.name, settings, paper, Scores(), Scores(), epochs=f"not run{needs}", note=row.choice)
+        return Line(row.name, settings, paper, epochs=f"not run{needs}", note=row.choice)
     model = record.configs[0]["model"]
     model = model.get("init_args", model)  # records of vocseg 0.1.0 name no class
     optimizer = model["optimizer"]["init_args"]
     activation = model["decoder"]["init_args"].get("activation", settings[0])
+    of_record = {split: scores_of(_matrices(record, split).total()) for split in SPLITS}
     return Line(
         row.name,
         (activation, f"{optimizer['lr']:g}", f"{optimizer['weight_decay']:g}"),
         paper,
         _scores({split: paper_inferred(_resized(record, split)) for split in SPLITS}),
-        _scores({split: scores_of(_matrices(record, split).total()) for split in SPLITS}),
+        _scores(of_record),
+        [of_record[split]["mean_accuracy"] for split in SPLITS],
         bootstrap_interval(_matrices(record, "test")),
         str(record.facts["epochs"]),
         str(record.facts["best_epoch"]),
@@ -219,19 +224,22 @@ def markdown(title: str, lines: Sequence[Line]) -> str:
     """A table in Markdown, with the choices and devices below it."""
     head = [
         *("row", "activation", "rate", "L2", "paper, val", "paper, test", "ours, `paper_inferred`, val", "test"),
-        *("ours, of record, val", "test", "95 % of test mIoU", "epochs", "best", "minutes"),
+        *("ours, of record, val", "test", "class accuracy, val / test", "95 % of test mIoU"),
+        *("epochs", "best", "minutes"),
     ]
     rows = [head]
     for line in lines:
         interval = f"{line.interval[0]:.4f} to {line.interval[1]:.4f}" if line.interval else ""
         pairs = [scores.cell(split) for scores in (line.paper, line.inferred, line.record) for split in SPLITS]
-        rows.append([line.name, *line.settings, *pairs, interval, line.epochs, line.best_epoch, line.minutes])
+        class_accuracy = " / ".join(map(_text, line.class_accuracy))
+        ends = [line.epochs, line.best_epoch, line.minutes]
+        rows.append([line.name, *line.settings, *pairs, class_accuracy, interval, *ends])
     devices = sorted({line.device for line in lines if line.device})
     notes = [f"- {line.name}: {line.note}" for line in lines if line.note]
     notes += [f"- Run on: {device}" for device in devices]
-    return f"### {title}\n\nEach pair is accuracy / IoU.\n\n{markdown_table(rows)}\n\n" + "".join(
-        f"{note}\n" for note in notes
-    )
+    pairs_are = "Each pair is accuracy / IoU, unless its column says otherwise."
+    text = "".join(f"{note}\n" for note in notes)
+    return f"### {title}\n\n{pairs_are}\n\n{markdown_table(rows)}\n\n{text}"
 
 
 def as_csv(lines: Sequence[Line]) -> str:
@@ -241,12 +249,14 @@ def as_csv(lines: Sequence[Line]) -> str:
     rows = [
         ["row", "activation", "lr", "weight_decay"]
         + [f"{kind}_{name}" for kind in kinds for name in splits]
+        + [f"of_record_{split}_class_accuracy" for split in SPLITS]
         + ["test_iou_low", "test_iou_high", "epochs", "best_epoch", "minutes", "device", "note"]
     ]
     for line in lines:
         scores = (line.paper, line.inferred, line.record)
         interval = [f"{end:.4f}" for end in line.interval] if line.interval else ["", ""]
         figures = [_text(getattr(kind, name), missing="") for kind in scores for name in splits]
+        figures += [f"{value:.4f}" for value in line.class_accuracy] or [""] * len(SPLITS)
         ends = [line.epochs, line.best_epoch, line.minutes, line.device, line.note]
         rows.append([line.name, *line.settings, *figures, *interval, *ends])
     return csv_table(rows)
