@@ -334,7 +334,8 @@ def _dimension(text: str) -> tuple[str, list[str]]:
 
 def read_options(options: Sequence[str]) -> list[tuple[str, str]]:
     """Words of ``vocseg fit`` as names and values."""
-    pairs, words = [], [*options]
+    pairs: list[tuple[str, str]] = []
+    words = [*options]
     while words:
         word = words.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
