@@ -117,7 +117,7 @@ def test_the_score_of_an_exported_file(tmp_path, monkeypatch, voc_root, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "VOCtrainval_06-Nov-2007").symlink_to(voc_root)
     task = SegmentationTask(StridedEncoder(widths=[4, 8]), SkipDecoder, SYNTHETIC_CLASSES)
-    export_task(task, "exported.onnx", size=(224, 224))
+    export_task(task, "exported.onnx")
     namespace = {}
     exec(code("export.md", "scores"), namespace)
     assert len(namespace["result"].matrices) == 4

@@ -170,7 +170,7 @@ def test_a_file_for_one_size_says_so(tmp_path):
     task = SegmentationTask(StridedEncoder(widths=[4, 8]), SkipDecoder, CLASSES)
     path = export_task(task, tmp_path / "my model.pt2", "torch_export", size=(24, 40)).path
     model = ExportedModel(path)
-    with pytest.raises(VocsegError, match=r"takes images of 24x40 alone, and this one is prepared as 224x224"):
+    with pytest.raises(VocsegError, match=r"takes images of 24x40 alone, and this one is prepared as 30x40"):
         model.segment(np.zeros((30, 40, 3), np.uint8))
 
 
