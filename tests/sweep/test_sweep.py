@@ -79,7 +79,7 @@ def test_one_failing_run_stops_no_other_and_is_mended(pair, vocseg, monkeypatch)
     assert status == 1
     assert "1 of 2 runs failed:\n  bad-seed_0: " in err
     assert "none.pth" in err
-    table = out[out.index("Sweep two: 2 settings x 1 seeds") :]
+    table = out[out.index("Sweep two: 2 settings x 1 seed") :]
     assert "good" in table and "bad" in table and "0 of 1" in table  # noqa: PT018
     assert (records / "good-seed_0" / "test.npz").is_file()
     before = (records / "good-seed_0" / "record.json").stat().st_mtime_ns
@@ -135,6 +135,12 @@ def test_a_record_is_checked(pair, vocseg, short, tmp_path):
     assert "good-seed_0: to the bit" in out
     checked = json.loads((tmp_path / "sweeps" / "check-good-seed_0" / "check.json").read_text())
     assert checked["verdict"] == "to the bit"
+
+
+def test_a_check_of_no_record_leaves_nothing(vocseg, tmp_path):
+    status, _, err = vocseg("sweep", "--check", "nosuch")
+    assert (status, err) == (1, "vocseg: There is no record nosuch: --check takes its folder.\n")
+    assert not (tmp_path / "sweeps").exists()
 
 
 def test_a_check_tells_an_interval_from_a_failure(create_record, tmp_path):

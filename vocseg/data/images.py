@@ -220,7 +220,7 @@ def decode(source: Path | bytes, kind: str, exif_rotation: bool, rgb: bool = Fal
         mode = raw_mode = "L" if pixels.ndim == 2 else "RGB"
         palette, file_format, orientation = np.empty((0, 3), np.uint8), "TIFF", 1
     except Image.DecompressionBombError as error:
-        raise VocsegError(f"The {name} is refused: {error}.") from error
+        raise VocsegError(f"The {name} is refused: {str(error).rstrip('.')}.") from error
     except (OSError, ValueError, SyntaxError, EOFError, cv2.error) as error:  # what broken files raise
         raise VocsegError(f"The {name} cannot be read: {' '.join(str(error).split())}.") from error
     return StoredPixels(_rotated(pixels, orientation), mode, raw_mode, palette, file_format)

@@ -32,7 +32,7 @@ def run_command(args: Sequence[str]) -> None:
         return
     from vocseg.records import read_record
     from vocseg.sweep.files import write_files
-    from vocseg.sweep.plan import begin_runs, check_words, read_plan
+    from vocseg.sweep.plan import begin_runs, check_words, counted, read_plan
     from vocseg.sweep.runner import execute, in_own_process, run_jobs
     from vocseg.sweep.summary import errors_rows, summarise, terminal_table
 
@@ -48,7 +48,7 @@ def run_command(args: Sequence[str]) -> None:
     )
     check_words(plan)
     jobs = plan.jobs()
-    print(f"{len(plan.settings)} settings x {len(plan.seeds)} seeds = {len(jobs)} runs, in {plan.folder}")
+    print(f"{plan.size} = {counted(len(jobs), 'run')}, in {plan.folder}")
     if given.dry_run:
         for job in jobs:
             print(f"  vocseg fit {shlex.join(job.fit)}")
@@ -76,6 +76,8 @@ def _check(given: argparse.Namespace, file: str | None, options: Sequence[str]) 
     for name, value in (("the file", file), ("--config", given.config), ("--seeds", given.seeds), ("--set", given.set)):
         if value:
             raise VocsegError(f"--check takes all settings from the record: leave out {name}.")
+    if not Path(given.check).is_dir():
+        raise VocsegError(f"There is no record {given.check}: --check takes its folder.")
     folder = Path(given.to).expanduser() if given.to else Path("sweeps") / f"check-{Path(given.check).name}"
     with _lock(folder):
         check_record(Path(given.check), folder, options, in_process=given.in_process)

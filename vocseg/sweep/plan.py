@@ -94,6 +94,11 @@ class Plan:
         """The splits to score."""
         return ["val", "test"] if self.test else ["val"]
 
+    @property
+    def size(self) -> str:
+        """How many settings and seeds: ``2 settings x 1 seed``."""
+        return f"{counted(len(self.settings), 'setting')} x {counted(len(self.seeds), 'seed')}"
+
     def run_name(self, setting: Setting, seed: int) -> str:
         """The name of a run, ``mobilenet-seed_0``."""
         return f"{setting.name}-seed_{seed}"
@@ -116,6 +121,11 @@ class Plan:
         facts = {"sweep": self.name, "setting": setting.name, **setting.facts()}
         scoring = [*setting.scoring(), *root]
         return Job(name, str(self.record(setting, seed)), fit, scoring, self.splits, facts)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def read_plan(

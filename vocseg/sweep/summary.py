@@ -232,7 +232,7 @@ def terminal_table(summary: Summary, colours: bool = False) -> Table:
     """The table for the terminal."""
     rows = table_rows(summary, compared=["val"])
     table = Table(
-        title=f"Sweep {summary.plan.name}: {len(summary.plan.settings)} settings x {len(summary.plan.seeds)} seeds",
+        title=f"Sweep {summary.plan.name}: {summary.plan.size}",
         title_justify="left",
         box=box.HEAVY_HEAD if colours else box.ASCII,
         caption=BELOW,
