@@ -91,6 +91,16 @@ def test_test_needs_only_the_checkpoint_and_adds_to_its_run(run, vocseg):
     assert 0 < record["mean_accuracy"] < 1
 
 
+def test_a_run_stands_for_its_best_checkpoint(run, vocseg):
+    _, folder, _ = run
+    status, out, _ = vocseg("validate", "--ckpt_path", folder, *QUIET)
+    assert status == 0
+    assert vocseg("validate", "--ckpt_path", folder / "checkpoints" / "best.ckpt", *QUIET)[1] == out
+    status, _, err = vocseg("validate", "--ckpt_path", "nosuch", *QUIET)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "nosuch" in err
+
+
 def test_flags_win_over_the_checkpoint(run, vocseg):
     _, folder, _ = run
     checkpoint = folder / "checkpoints" / "best.ckpt"

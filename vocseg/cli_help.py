@@ -97,7 +97,7 @@ def help_text(subcommand: str) -> str:
 
 _CHECKPOINT = (
     "resume from this checkpoint; `last`: the newest unfinished run's, `auto`: the same, or a new run",
-    "the checkpoint, which holds all settings: <run folder>/checkpoints/best.ckpt",
+    "the checkpoint, which holds all settings, or a run's folder or name: its best checkpoint",
 )
 _SCORES = (
     'more scores, "[boundary, calibration]": boundary IoU; calibration error and reliability curve (default: none; not '

@@ -65,6 +65,7 @@ from vocseg.data.synthetic import SyntheticDataModule
 from vocseg.data.voc import VOCDataModule
 from vocseg.errors import VocsegError, nearest
 from vocseg.inference import Inference
+from vocseg.initialization import checkpoint_of
 from vocseg.options import ConfigFile, scan, unwrap, with_nested_nulls, with_voc_for_a_root
 from vocseg.run_folder import LOGS
 from vocseg.task import SegmentationTask, default_optimizer
@@ -273,6 +274,8 @@ class VocsegCLI(LightningCLI):
         """The path of the checkpoint to start from, if any; resolves ``last`` and ``auto``."""
         if subcommand != "fit" and found.ckpt_path is None:
             raise VocsegError(f"vocseg {subcommand} needs a checkpoint: --ckpt_path <run folder>/checkpoints/best.ckpt")
+        if subcommand != "fit" and found.ckpt_path not in NEWEST and Path(found.ckpt_path).suffix != ".ckpt":
+            return str(checkpoint_of(found.ckpt_path))  # a run's name or folder stands for its best checkpoint
         if subcommand != "fit" or found.ckpt_path not in NEWEST:
             return found.ckpt_path
         asked = self._parse(parser, ["fit", *options], found.configs)["fit"]

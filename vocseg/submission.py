@@ -13,6 +13,7 @@ from vocseg.data.labels import VOC_CLASSES
 from vocseg.data.lists import IMAGES, expand, find_tree, list_splits
 from vocseg.data.text import read_lines
 from vocseg.errors import ArgumentParser, VocsegError, nearest
+from vocseg.initialization import checkpoint_of
 from vocseg.run_folder import RunFolder
 from vocseg.saving import OwnedFolder
 
@@ -27,7 +28,8 @@ def run_command(args: Sequence[str]) -> None:
         VocsegError: a mistake in them, or in the tree, or a checkpoint of other classes than VOC's.
     """
     given, options = make_parser().parse_known_args(args)
-    data = checkpoint_settings(given.ckpt_path)["data"].get("init_args", {})
+    checkpoint = str(checkpoint_of(given.ckpt_path))
+    data = checkpoint_settings(checkpoint)["data"].get("init_args", {})
     names = data.get("class_names")
     if names is not None and list(names) != list(VOC_CLASSES):
         raise VocsegError(
@@ -39,10 +41,10 @@ def run_command(args: Sequence[str]) -> None:
     if root is None:
         raise VocsegError("vocseg submit needs the folder of the VOC tree: --data.root")
     images = listed_images(expand(root), year, given.split)
-    run = RunFolder.of_checkpoint(given.ckpt_path)
+    run = RunFolder.of_checkpoint(checkpoint)
     folder = expand(given.to) if given.to else run.submission if run else Path("submission")
     inside = f"results/VOC{year}/Segmentation/{given.competition}_{given.split}_cls"
-    _predict_and_pack(images, folder, inside, given.ckpt_path, options)
+    _predict_and_pack(images, folder, inside, checkpoint, options)
 
 
 def make_parser() -> ArgumentParser:
@@ -54,7 +56,9 @@ def make_parser() -> ArgumentParser:
         description="Predicts the images of a list, which need no masks, and packs the masks for VOC's evaluation "
         "server: results/VOC2012/Segmentation/comp6_test_cls/<image>.png, and results.tgz of them.",
     )
-    parser.add_argument("--ckpt_path", required=True, help="the checkpoint, trained on VOC's 21 classes")
+    parser.add_argument(
+        "--ckpt_path", required=True, help="the checkpoint, or a run's folder or name; trained on VOC's 21 classes"
+    )
     parser.add_argument("--data.split", dest="split", default="test", help="the list of images (default: %(default)s)")
     parser.add_argument("--data.root", dest="root", help="folder of the VOC tree (default: the checkpoint's)")
     parser.add_argument("--data.year", dest="year", help="2007 or 2012 (default: the checkpoint's)")
