@@ -182,7 +182,7 @@ FLAGS = {
     ("--config", "focal", "--to", "sweeps.yaml"): "sweeps.yaml cannot be written: File exists. Name another folder",
     ("--config", "focal", "--data.batchsize", "3"): "run 'focal': There is no option 'data.batchsize'.",
     ("--config", "focal", "--set", "model.optimizer.lr=1e-3,fast"): "run 'lr=fast': model.optimizer",
-    ("--check", "nowhere"): "There is no run nowhere",
+    ("--check", "nowhere"): "There is no record nowhere",
     ("--check", "nowhere", "--seeds", "1"): "--check takes all settings from the record",
 }
 
