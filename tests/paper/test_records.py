@@ -19,8 +19,6 @@ from vocseg.run_folder import RunFolder, read_run
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 COMMITTED = sorted(path.name for path in RESULTS.iterdir())
-SCORES_ONLY = {"quickstart"}
-"""The oldest records, from before confusion matrices were kept."""
 
 
 def equal(first, second):
@@ -78,7 +76,6 @@ OF_ROWS = [name for name in COMMITTED if name in declared().rows]
 
 def test_the_records_that_results_names_are_committed():
     assert len(OF_ROWS) == 26
-    assert set(COMMITTED) >= SCORES_ONLY
     text = (RESULTS.parent / "RESULTS.md").read_text(encoding="utf-8")
     assert {name for name in COMMITTED if f"(results/{name})" in text} >= set(COMMITTED) - set(OF_ROWS)
     assert {name for name in re.findall(r"\(results/(\w+)\)", text)} <= set(COMMITTED)
@@ -93,9 +90,6 @@ def test_each_committed_record_reads_and_has_one_format(name):
     assert len(run.configs) == 1
     if run.scores:
         assert run.class_names == list(SYNTHETIC_CLASSES if name == "quickstart" else VOC_CLASSES)
-    if name in SCORES_ONLY:
-        assert list(run.scores) == ["test"]
-        return
     for scores in run.scores.values():
         derived = scores_of(scores.matrices.total())
         assert derived == pytest.approx({name: scores.summary[name] for name in derived}, abs=1e-6)
