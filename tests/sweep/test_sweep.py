@@ -5,9 +5,11 @@ import fcntl
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 from vocseg.cli import main
 from vocseg.records import read_record
@@ -123,11 +125,15 @@ def test_two_sweeps_do_not_share_a_folder(vocseg, tmp_path):
 
 
 def test_a_record_is_checked(pair, vocseg, short, tmp_path):
-    record = pair[0] / "sweeps" / "two" / "records" / "good-seed_0"
+    record = shutil.copytree(pair[0] / "sweeps" / "two" / "records" / "good-seed_0", tmp_path / "good-seed_0")
+    config = yaml.safe_load((record / "config.yaml").read_text())
+    config["trainer"]["default_root_dir"] = "/path/to/sweep"  # as of a sweep whose --to is an absolute path
+    (record / "config.yaml").write_text(yaml.safe_dump(config))
     check = ["sweep", "--check", str(record), "--in_process", "true"]
     status, _, err = vocseg(*check)
     assert status == 1
     assert "does not say where its files are. Give their paths: --data.root /path/to/root" in err
+    assert "default_root_dir" not in err
     status, out, _ = vocseg(*check, *short[:2])
     assert status == 0
     assert "metrics.csv: all 2 epochs are equal" in out
