@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -140,3 +141,16 @@ def test_an_exported_file_and_a_checkpoint_exclude_each_other(tmp_path, vocseg):
     words = ["--model", "model.onnx", "--ckpt_path", "best.ckpt", "--data.predict_path", tmp_path]
     status, _, err = vocseg("predict", *words)
     assert (status, err) == (1, "vocseg: --model names an exported file, which is complete: leave out --ckpt_path.\n")
+
+
+@pytest.mark.filterwarnings("ignore:Using lambda")
+@pytest.mark.parametrize("name", [None, "bound"])
+def test_transforms_that_cannot_be_written_are_named(name):
+    class Bound(A.ImageOnlyTransform):
+        def __init__(self, function):
+            super().__init__(p=1)
+            self.function = function
+
+    transform = Bound(len) if name else A.Lambda(image=lambda image, **_: image)
+    with pytest.raises(VocsegError, match=r"The eval_transforms cannot be written into a file: .*erializable"):
+        describe_resizing([transform])

@@ -11,6 +11,8 @@ from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version online
 
+import json
+
 import albumentations as A
 import cv2
 import numpy as np
@@ -189,7 +191,7 @@ def describe_resizing(transforms: Sequence[A.BasicTransform | A.BaseCompose]) ->
     """Describes transforms for :func:`vocseg.export.model.prepare`, as plain values.
 
     Raises:
-        NotImplementedError: albumentations cannot write one of them, such as a function.
+        VocsegError: one of them cannot be written as text, such as a function.
     """
     if not transforms:
         return {}
@@ -200,7 +202,14 @@ def describe_resizing(transforms: Sequence[A.BasicTransform | A.BaseCompose]) ->
     elif type(only) is A.Resize:
         settings = {"size": [only.height, only.width]}
     if only is None or not settings or only.p < 1:
-        return {"albumentations": A.to_dict(A.Compose(list(transforms)))}
+        try:
+            description = A.to_dict(A.Compose(list(transforms)))
+            json.dumps(description)
+        except (RuntimeError, TypeError, ValueError) as error:  # what albumentations and json raise
+            raise VocsegError(
+                f"The eval_transforms cannot be written into a file: {' '.join(str(error).split())}"
+            ) from error
+        return {"albumentations": description}
     return {**settings, "interpolation": only.interpolation, "area": only.area_for_downscale is not None}
 
 

@@ -158,12 +158,6 @@ def _check_arguments(
 
 def _metadata(task: SegmentationTask, output: str, image: str, checkpoint: str) -> dict[str, Any]:
     settings = task.data_settings
-    try:
-        evaluation = describe_resizing(make_eval_transforms(settings))
-    except (NotImplementedError, TypeError) as error:
-        raise VocsegError(
-            f"An exported file cannot describe the eval_transforms of the data: {' '.join(str(error).split())}"
-        ) from error
     return {
         "vocseg": __version__,
         "checkpoint": checkpoint,
@@ -174,7 +168,7 @@ def _metadata(task: SegmentationTask, output: str, image: str, checkpoint: str) 
         "ignore_index": VOID,
         "mean": list(MEAN),
         "std": list(STD),
-        "evaluation": evaluation,
+        "evaluation": describe_resizing(make_eval_transforms(settings)),
         "bit_depth": settings.get("bit_depth"),
         "exif_rotation": settings.get("exif_rotation", True),
         "stride": task.network.stride,
