@@ -41,9 +41,7 @@ class MoreScores(L.Callback):
         """Forgets what was counted."""
         self._counts = {name: {} for name in self.names}
 
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets what was counted."""
-        self._counts = {name: {} for name in self.names}
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
         self,
@@ -57,17 +55,7 @@ class MoreScores(L.Callback):
         """Counts the pixels of a batch."""
         self._update(pl_module, outputs, batch)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the pixels of a batch."""
-        self._update(pl_module, outputs, batch)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Computes and logs the scores."""

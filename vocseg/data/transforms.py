@@ -3,6 +3,7 @@
 No other module imports albumentations.
 """
 
+import json
 import os
 import random
 import warnings
@@ -10,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version online
-
-import json
 
 import albumentations as A
 import cv2
