@@ -89,20 +89,41 @@ def blobs(classes, occurring, size):
     return nn.functional.interpolate(coarse, size, mode="bicubic")[0]
 
 
-@pytest.mark.parametrize("size", [(224, 224), (61, 83), (7, 1), (8, 40)], ids=str)
-@pytest.mark.parametrize("target", [(375, 500), (140, 131), (30, 41)], ids=str)
-def test_only_classes_that_occur_are_resized_and_the_labels_are_those_of_all(size, target, monkeypatch):
-    for layout in (torch.contiguous_format, torch.channels_last):
-        for occurring in (1, 2, 3, 8, 21):
-            logits = blobs(21, occurring, size)[None].contiguous(memory_format=layout)[0]
-            expected = resize(logits[None].contiguous(), target)[0].argmax(0)
-            resized = []
-            with monkeypatch.context() as patch:
-                patch.setattr(inference, "resize", lambda part, to: resized.append(part.shape[1]) or resize(part, to))  # noqa: B023
-                labels = label_map(logits, target)
-            assert labels.dtype == torch.int64
-            assert torch.equal(labels, expected)
-            assert sum(resized) < 4 + 2 * occurring or target == (30, 41)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("size", [(224, 224), (61, 83), (7, 1), (8, 40), (1, 1)], ids=str)
+@pytest.mark.parametrize("target", [(375, 500), (140, 131), (30, 41), (300, 20)], ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 3, 21, 300])
+def test_labels_are_those_of_resize_and_argmax(size, target, layout, classes):
+    logits = blobs(classes, classes, (size[0] + 3, size[1] + 5))[None].contiguous(memory_format=layout)[0]
+    logits = logits[:, : size[0], : size[1]]  # as without padding
+    expected = resize(logits[None].contiguous(), target)[0].argmax(0)
+    for dtype in (torch.int64, torch.uint8) if classes <= 256 else (torch.int64, torch.int16):
+        labels = label_map(logits, target, dtype)
+        assert labels.dtype == dtype
+        assert torch.equal(labels.long(), expected)
+
+
+def test_many_equal_values_give_the_labels_of_resize_and_argmax():
+    logits = torch.nn.functional.interpolate(torch.randint(0, 3, (1, 6, 9, 7)).float(), (63, 49))[0]
+    expected = resize(logits[None], (140, 131))[0].argmax(0)
+    assert torch.equal(label_map(logits, (140, 131)), expected)
+    assert torch.equal(label_map(logits.repeat(2, 1, 1), (140, 131)), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_only_logits_at_borders_of_classes_are_resized(monkeypatch, layout):
+    resized = []
+    monkeypatch.setattr(inference, "resize", lambda part, to: resized.append(part.shape[1]) or resize(part, to))
+    areas = blobs(21, 21, (120, 120))[None].contiguous(memory_format=layout)[0]
+    noise = torch.randn(1, 21, 120, 120).contiguous(memory_format=layout)[0]
+    label_map(areas, (240, 200))
+    assert not resized
+    # with a border nearly everywhere, resizing all is faster
+    assert torch.equal(label_map(noise, (240, 200)), resize(noise[None].contiguous(), (240, 200))[0].argmax(0))
+    assert sum(resized) == 21
 
 
 @pytest.mark.parametrize("classes", [3, 4, 7, 8, 24, 150])
@@ -114,11 +135,6 @@ def test_no_three_of_many_classes_are_resized_at_once(classes, most):
     assert max(sizes) <= max(most, 1) or classes == 3
 
 
-def test_three_of_four_classes_are_told_apart():
-    logits = blobs(4, 3, (61, 83))
-    assert torch.equal(label_map(logits, (140, 131)), resize(logits[None], (140, 131))[0].argmax(0))
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_labels_of_half_precision_logits_are_those_of_resize_and_argmax(dtype):
     for occurring in (3, 21):
@@ -126,13 +142,13 @@ def test_labels_of_half_precision_logits_are_those_of_resize_and_argmax(dtype):
         assert torch.equal(label_map(logits, (90, 131)), resize(logits[None], (90, 131))[0].argmax(0))
 
 
-def test_logits_that_are_not_finite_exclude_no_class():
+def test_logits_that_are_not_finite_are_resized_as_they_are():
     logits = blobs(5, 2, (40, 40))
     logits[1, 20, 20] = float("inf")
     logits[3, 5, 5] = float("-inf")
-    assert torch.equal(label_map(logits, (60, 60)), resize(logits[None], (60, 60))[0].max(0).indices)
+    assert torch.equal(label_map(logits, (80, 80)), resize(logits[None], (80, 80))[0].max(0).indices)
     logits[:] = float("nan")
-    assert not label_map(logits, (60, 60)).any()
+    assert not label_map(logits, (80, 80)).any()
 
 
 def test_logits_of_no_class_have_no_label():

@@ -18,12 +18,15 @@ LOGITS_AT_ONCE = 64_000_000
 LOGITS_IN_CACHE = 4_000_000
 """The same on a CPU: 16 MB, which its cache holds."""
 
-SMALLEST_PRUNED = 2**14
-"""Pixels of a label map from which on :func:`label_map` leaves classes out. Of smaller maps torch's rounding depends on
-the number of classes."""
+SMALLEST_BY_CELLS = 129
+"""Least sum of a label map's height and width for :func:`_labels_by_cells`. Smaller maps torch resizes by another kernel,
+which rounds otherwise."""
 
-TILE = 8
-"""Side in pixels of the squares in which :func:`label_map` compares classes before it resizes them."""
+BORDER_LOGITS = 2**17
+"""Logits of pixels at borders that :func:`_labels_by_cells` resizes at a time: 0.5 MB, which a core's cache holds."""
+
+MOST_BORDERS = 0.25
+"""Share of a label map's pixels that lie at a border of the classes, up to which :func:`_labels_by_cells` is faster."""
 
 
 class Inference(SavesInitArgs):
@@ -211,8 +214,8 @@ def without_padding(batch: Tensor, indices: Sequence[int], size: Sequence[int]) 
 def label_map(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
     """Resizes one image's logits, float [C, h, w], to ``size`` and takes the argmax.
 
-    Of equal values the lowest class is the label. On the CPU only the classes that can be the label of some pixel are
-    resized, which of a trained network are few; elsewhere nothing is read from the device.
+    Of equal values the lowest class is the label. On the CPU, logits are resized only where neighbouring pixels have
+    different labels; elsewhere nothing is read from the device.
 
     Args:
         logits: float [C, h, w].
@@ -225,27 +228,25 @@ def label_map(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.in
     height, width = (int(side) for side in size)
     if not len(logits):
         raise ValueError("Logits of no class have no label.")
+    logits = logits.detach()
     on_cpu = logits.device.type == "cpu"
     small = torch.uint8 if len(logits) <= 256 else torch.int64  # at 6000x4000 each int64 map takes 192 MB
-    classes = None
-    if on_cpu and len(logits) > 3 and logits.dtype == torch.float32 and height * width >= SMALLEST_PRUNED:
-        possible = _possible_classes(logits)
-        if len(possible) == 1:
-            return possible.to(dtype).expand(height, width).contiguous()
-        if len(possible) < len(logits):
-            classes, logits = possible.to(small), logits[possible]
+    is_resized = logits.shape[1:] != (height, width) and height + width >= SMALLEST_BY_CELLS
+    if on_cpu and is_resized and logits.dtype == torch.float32 and len(logits) != 3:  # 3 classes: see _at_once
+        by_cells = _labels_by_cells(logits, (height, width), small)
+        if by_cells is not None:
+            return by_cells.to(dtype)
     at_once = _at_once(len(logits), (LOGITS_IN_CACHE if on_cpu else LOGITS_AT_ONCE) // (height * width))
     best = labels = None
     for first in range(0, len(logits), at_once):
         part = resize(logits[None, first : first + at_once].contiguous(), (height, width))[0]
         if len(part) == 1:
-            label = first if classes is None else int(classes[first])
-            values, found = part[0], torch.full_like(part[0], label, dtype=small)
+            values, found = part[0], torch.full_like(part[0], first, dtype=small)
         else:
             # over a leading axis that is contiguous, max is several times faster than argmax
             values, indices = part.max(0)
             indices += first
-            found = indices.to(small) if classes is None else classes[indices]
+            found = indices.to(small)
         if best is None or labels is None:
             best, labels = values, found
         else:
@@ -255,23 +256,54 @@ def label_map(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.in
     return labels.to(dtype)
 
 
-def _possible_classes(logits: Tensor) -> Tensor:
-    """The classes that can be the argmax of some pixel of the resized logits, ascending, int64 [K].
+def _labels_by_cells(logits: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
+    """The label map; None if a large part of it lies at borders of classes, or if a value is NaN or infinite.
 
-    Bilinear resizing takes a weighted mean of 2x2 neighbouring values. So a class whose maximum over a region is below
-    another one's minimum is no pixel's label there.
+    Bilinear resizing gives a pixel the weighted mean of the 2x2 values around it. A class that is the argmax of all
+    four is the pixel's label. Only the other pixels, at the borders, need the means of all classes.
 
     Args:
-        logits: float [C, h, w].
+        logits: float32 [C, h, w] on the CPU.
+        size: height and width of the result.
+        dtype: of the result.
     """
-    highest, lowest = (_tiles(logits, extreme).float()[None] for extreme in (torch.amax, torch.amin))
-    # neighbouring pixels lie in the same or in neighbouring tiles
-    regions = [min(side, 2) for side in highest.shape[-2:]]
-    highest, lowest = F.max_pool2d(highest, regions, 1)[0], -F.max_pool2d(-lowest, regions, 1)[0]
-    rounding = 16 * torch.finfo(logits.dtype).eps * torch.maximum(highest.abs().amax(), lowest.abs().amax())
-    below = highest < lowest.amax(0) - rounding  # never with NaN or infinity
-    possible = (~below).flatten(1).any(1).nonzero()[:, 0]
-    return torch.cat([possible, possible[-1:]]) if len(possible) == 3 else possible  # see _at_once
+    classes, height, width = logits.shape
+    axis = int(logits.stride(0) == 1)  # of the classes: the last one as channels-last networks return them
+    values = logits.permute(1, 2, 0).flatten(0, 1) if axis else logits.flatten(1)
+    if not math.isfinite(float(values.sum())):
+        return None
+    own = values.max(axis).indices.to(dtype).view(height, width)
+    above, below, down = _neighbours(height, size[0])
+    left, right, across = _neighbours(width, size[1])
+    of_left, of_right = own[:, left], own[:, right]
+    differ = of_left != of_right
+    labels = of_left[above]
+    border = (differ[above] | differ[below] | (labels != of_left[below])).flatten().nonzero()[:, 0]
+    if len(border) > MOST_BORDERS * labels.numel():
+        return None
+    for pixels in border.split(max(BORDER_LOGITS // classes, 1)):
+        row, column = pixels // size[1], pixels % size[1]
+        # addcmul rounds as torch's resize does: one product is rounded, the other one only with the sum
+        weight = across[column].unsqueeze(axis)
+        upper, lower = (
+            torch.addcmul(
+                weight * values.index_select(1 - axis, first + right[column]),
+                1 - weight,
+                values.index_select(1 - axis, first + left[column]),
+            )
+            for first in (above[row] * width, below[row] * width)
+        )
+        weight = down[row].unsqueeze(axis)
+        mean = torch.addcmul(weight * lower, 1 - weight, upper)
+        labels.view(-1)[pixels] = mean.max(axis).indices.to(dtype)
+    return labels
+
+
+def _neighbours(side: int, resized: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Between which two of ``side`` pixels each pixel of the resized side lies, int64; the weight of the second."""
+    position = ((torch.arange(resized, dtype=torch.float32) + 0.5) * (side / resized) - 0.5).clamp(min=0)
+    first = position.long()
+    return first, (first + 1).clamp(max=side - 1), position - first
 
 
 def _at_once(classes: int, most: int) -> int:
@@ -286,23 +318,6 @@ def _at_once(classes: int, most: int) -> int:
     while at_once > 1 and (at_once == 3 or classes % at_once == 3):
         at_once -= 1
     return at_once
-
-
-def _tiles(logits: Tensor, extreme: Callable[..., Tensor]) -> Tensor:
-    """The maximum or minimum (``torch.amax``, ``torch.amin``) of square tiles, [C, h, w] -> [C, rows, columns]."""
-    if logits.stride(0) == 1:  # channels last: reductions are fast in the order of the memory
-        return _tiles_along(logits.permute(1, 2, 0), extreme, (0, 1)).permute(2, 0, 1)
-    return _tiles_along(logits, extreme, (1, 2))
-
-
-def _tiles_along(logits: Tensor, extreme: Callable[..., Tensor], dims: tuple[int, int]) -> Tensor:
-    for dim in dims:
-        whole = logits.shape[dim] // TILE * TILE
-        rest = logits.shape[dim] - whole
-        parts = [extreme(logits.narrow(dim, 0, whole).unflatten(dim, (-1, TILE)), dim + 1)] if whole else []
-        parts += [extreme(logits.narrow(dim, whole, rest), dim, True)] if rest else []
-        logits = torch.cat(parts, dim)
-    return logits
 
 
 def probability_map(logits: Tensor, size: Sequence[int]) -> Tensor:
