@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vocseg.components import SavesInitArgs
 from vocseg.errors import VocsegError
@@ -19,7 +18,7 @@ LOGITS_IN_CACHE = 4_000_000
 """The same on a CPU: 16 MB, which its cache holds."""
 
 SMALLEST_BY_CELLS = 129
-"""Least sum of a label map's height and width for :func:`_labels_by_cells`. Smaller maps torch resizes by another kernel,
+"""Least sum of a label map's height and width for :func:`_labels_by_cells`. Torch has another kernel for smaller maps,
 which rounds otherwise."""
 
 BORDER_LOGITS = 2**17
