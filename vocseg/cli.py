@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vocseg import __version__
+from vocseg.device_errors import explain_device_error
 from vocseg.errors import VocsegError, nearest
 from vocseg.experiments import list_experiments
 
@@ -81,6 +82,12 @@ def main(args: Sequence[str] | None = None) -> int:
             "vocseg fit ... --ckpt_path last",
             file=sys.stderr,
         )
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        explained = explain_device_error(error, args[0])
+        if explained is None:
+            raise
+        print(f"vocseg: {explained}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("vocseg: interrupted", file=sys.stderr)
