@@ -82,12 +82,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, li
         settings |= {"root": str(options.root.resolve()), "folder": str(own)}
         pipes[name], other = context.Pipe()
         context.Process(target=serve, args=(name, settings, other), daemon=options.workers == 0).start()
+        other.close()  # so that reading ends if the contender does
     for round_number in range(options.rounds + 1):
         for part in PARTS:
             # a fit comes first in any case: the others need its checkpoint
             for name in names if part in options.parts or (part == "epoch" and not round_number) else ():
                 pipes[name].send(part)
-                figure = pipes[name].recv()
+                try:
+                    figure = pipes[name].recv()
+                except EOFError:
+                    figure = "Its process was killed; seven contenders took 20 GB of memory here."
                 if isinstance(figure, str):
                     raise SystemExit(f"{name}, {part}:\n{figure}")
                 print(f"round {round_number}  {part:<10}  {name}  {figure:.2f}", file=sys.stderr, flush=True)
