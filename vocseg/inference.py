@@ -18,14 +18,14 @@ LOGITS_IN_CACHE = 4_000_000
 """The same on a CPU: 16 MB, which its cache holds."""
 
 SMALLEST_BY_CELLS = 129
-"""Least sum of a label map's height and width for :func:`_labels_by_cells`. Torch has another kernel for smaller maps,
+"""Least sum of a label map's height and width for ``_labels_by_cells``. Torch has another kernel for smaller maps,
 which rounds otherwise."""
 
 BORDER_LOGITS = 2**17
-"""Logits of pixels at borders that :func:`_labels_by_cells` resizes at a time: 0.5 MB, which a core's cache holds."""
+"""Logits of pixels at borders that ``_labels_by_cells`` resizes at a time: 0.5 MB, which a core's cache holds."""
 
 MOST_BORDERS = 0.25
-"""Share of a label map's pixels that lie at a border of the classes, up to which :func:`_labels_by_cells` is faster."""
+"""Share of a label map's pixels that lie at a border of the classes, up to which ``_labels_by_cells`` is faster."""
 
 
 class Inference(SavesInitArgs):
