@@ -53,7 +53,9 @@ def count(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         "one matrix, own size, void ignored": scores_of(own.sum(0))["miou"],
         "one matrix, 224x224, void ignored": scores_of(squashed.sum(0))["miou"],
         "one matrix, 224x224, void is background": scores_of(background.sum(0))["miou"],
-        "mean of groups of 16 images, classes in the masks alone": float(np.mean([present_miou(own[at].sum(0)) for at in groups])),
+        "mean of groups of 16 images, classes in the masks alone": float(
+            np.mean([present_miou(own[at].sum(0)) for at in groups])
+        ),
         "mean of images, void ignored": float(np.nanmean([scores_of(one)["miou"] for one in own])),
         "mean of images, classes in the masks alone": float(np.nanmean([present_miou(one) for one in own])),
     }

@@ -1,6 +1,8 @@
 """``vocseg inspect`` on real files."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,6 +91,24 @@ def test_a_data_module_of_ones_own_is_inspected(vocseg, voc_root, tmp_path):
     status, _, err = vocseg("inspect", "--data", "lightning.pytorch.demos.boring_classes.BoringDataModule")
     assert status == 1
     assert "SegmentationDataModule" in err
+
+
+def test_the_data_modules_are_known_by_name_in_a_fresh_process(voc_root, tmp_path):
+    """In this process other tests have imported them."""
+    code = "import sys; from vocseg.cli import main; sys.exit(main(sys.argv[1:]))"
+    names = f"[{', '.join(SYNTHETIC_CLASSES)}]"
+    for options in (
+        ["FolderDataModule", "--data.root", voc_root, "--data.class_names", names],
+        ["SyntheticDataModule"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "inspect", "--data", *map(str, options)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert "there is no class" not in done.stderr
+        assert "train" in done.stdout + done.stderr
 
 
 def test_all_odd_files_are_counted_and_five_of_a_kind_named(vocseg, tree, tmp_path):

@@ -15,10 +15,11 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vocseg import SegmentationTask, VocsegError
+from vocseg import SegmentationTask, VocsegError, lightning_cli
 from vocseg.cli import main
 from vocseg.data.labels import VOC_PALETTE
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
+from vocseg.initialization import checkpoint_of
 
 QUIET = ["--trainer.enable_progress_bar", "false"]
 
@@ -589,6 +590,8 @@ def test_the_best_checkpoint_and_early_stopping_follow_the_monitored_score(monit
         (["--checkpoint.monitor", "val/iou/cat"], "val/iou/<class>"),
         (["--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"], "would keep the worst epoch"),
         (["--checkpoint.mode", "min"], "would keep the worst epoch"),
+        (["--checkpoint.save_top_k", "3"], "need names that differ, for example --checkpoint.filename 'best-{epoch}'"),
+        (["--checkpoint.save_top_k", "-1"], "need names that differ"),
     ],
 )
 def test_a_monitor_that_cannot_work_is_refused_before_the_first_step(flags, message, fit_flags, vocseg, tmp_path):
@@ -596,6 +599,25 @@ def test_a_monitor_that_cannot_work_is_refused_before_the_first_step(flags, mess
     assert status == 1
     assert message in err
     assert "Epoch" not in out
+
+
+def test_the_iou_of_a_class_with_loss_in_its_name_is_maximised():
+    assert lightning_cli._mode_of("val/iou/hair loss", "auto") == lightning_cli._mode_of("val/miou", "auto") == "max"
+    assert lightning_cli._mode_of("val/loss", "auto") == lightning_cli._mode_of("train/aux_loss", "auto") == "min"
+
+
+def test_a_runs_name_means_its_best_checkpoint_whatever_its_file_is_called(fit_flags, vocseg, tmp_path):
+    kept = ["--checkpoint.save_top_k", 2, "--checkpoint.filename", "kept-{epoch}", "--model.optimizer.lr", 0.3]
+    status, out, err = vocseg(*fit_flags, *kept, "--trainer.max_epochs", 5)
+    assert status == 0, err
+    folder = tmp_path / "lightning_logs" / "quickstart" / "version_0"
+    scores = [float(line["val/miou"]) for line in csv.DictReader((folder / "metrics.csv").open())]
+    best = folder / "checkpoints" / f"kept-epoch={scores.index(max(scores))}.ckpt"
+    assert scores.index(max(scores)) < 4, "the last epoch must not be the best"
+    assert checkpoint_of(folder) == checkpoint_of("quickstart").absolute() == best
+    assert sorted(path.name for path in folder.glob("checkpoints/*.ckpt"))[-1] == "last.ckpt"
+    status, out, err = vocseg("validate", "--ckpt_path", "quickstart", *QUIET)
+    assert re.search(rf"\| mIoU +\| {max(scores):.4f}", out), out
 
 
 CSV = "lightning.pytorch.loggers.CSVLogger"
@@ -779,6 +801,8 @@ def test_a_loss_that_takes_void_for_a_class_is_refused(fit_flags, vocseg):
     status, _, err = vocseg(*fit_flags, "--model.loss", "torch.nn.CrossEntropyLoss")
     assert status == 1
     assert "has the ignore_index -100, but void pixels have the label 255: give it ignore_index=255" in err
+    total = ["--model.loss", "SumOfLosses", "--model.loss.losses", "[Dice, torch.nn.CrossEntropyLoss]"]
+    assert "CrossEntropyLoss has the ignore_index -100" in vocseg(*fit_flags, *total)[2]
     status, _, err = vocseg(
         *(*fit_flags, "--model.loss", "torch.nn.CrossEntropyLoss", "--model.loss.ignore_index", "255"),
         *("--trainer.fast_dev_run", "true"),

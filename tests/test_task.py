@@ -34,7 +34,7 @@ CLASSES = ["background", "a", "b"]
 
 def small(**settings):
     backbone = settings.pop("backbone", None) or StridedEncoder(widths=(4, 8))
-    return SegmentationTask(backbone, SkipDecoder, CLASSES, **settings)
+    return SegmentationTask(backbone, SkipDecoder, settings.pop("class_names", CLASSES), **settings)
 
 
 def trainer(tmp_path, **settings):
@@ -174,6 +174,41 @@ def test_class_weights_are_counted_once_and_saved_in_the_checkpoint(loss, tmp_pa
     assert type(loaded.loss) is type(loss)
     assert loaded.loss.class_weights.tolist() == pytest.approx([0.1, 0.9, 0.9])
     trainer(tmp_path, max_epochs=2).fit(loaded, tuples(), ckpt_path=tmp_path / "c.ckpt")  # needs no counts again
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "a"], "'a' more than once"),
+        ([f"c{label}" for label in range(300)], "must name 2 to 254 classes, got 300"),
+        (["alone"], "must name 2 to 254 classes, got 1"),
+        ([], "must name 2 to 254 classes, got 0"),
+        (["a", 2], "not a string"),
+    ],
+)
+def test_class_names_that_labels_of_8_bits_or_scores_cannot_have_are_refused(names, message):
+    with pytest.raises(VocsegError, match=message):
+        small(class_names=names)
+
+
+def test_masks_of_fractions_are_refused(tmp_path):
+    masks = torch.full((4, 16, 16), 0.5)
+    loader = DataLoader(TensorDataset(torch.randn(4, 3, 16, 16), masks), batch_size=2)
+    with pytest.raises(VocsegError, match=r"have the value 0\.5: labels are whole numbers"):
+        trainer(tmp_path, max_epochs=1).fit(small(class_names=["a", "b"]), loader)
+    whole = DataLoader(TensorDataset(torch.randn(4, 3, 16, 16), masks.ceil()), batch_size=2)
+    trainer(tmp_path, max_epochs=1).fit(small(class_names=["a", "b"]), whole)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_every_precision_trains_scores_and_predicts(precision, tmp_path, voc_root):
+    data = VOCDataModule(voc_root, class_names=SYNTHETIC_CLASSES, image_size=32, batch_size=4, num_workers=0)
+    task = small(class_names=SYNTHETIC_CLASSES)
+    runner = trainer(tmp_path, max_epochs=1, precision=precision)
+    runner.fit(task, data)
+    assert runner.callback_metrics["train/loss"].isfinite()
+    runner.test(task, data, verbose=False)
+    assert 0 <= task.results["test"].miou <= 1
 
 
 def test_class_weights_by_frequency_need_class_counts(tmp_path):

@@ -172,6 +172,15 @@ def run_folder_of(path: str | Path) -> RunFolder | None:
     return RunFolder(Path(named)) if named and Path(named).is_dir() else None
 
 
+def best_beside(last: Path) -> Path | None:
+    """The best checkpoint by what the last one says; None: there is none. ``--checkpoint.filename`` may rename it."""
+    for callback, state in read_checkpoint(last).get("callbacks", {}).items():
+        name = Path(state.get("best_model_path") or "").name if callback.startswith("ModelCheckpoint") else ""
+        if name and (last.parent / name).is_file():
+            return last.parent / name
+    return None
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint on the CPU, without unpickling: code in it is never run.
 

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import vocseg.data.folder
+import vocseg.data.synthetic  # noqa: F401  (both imported so that --data can name their classes without the modules)
 from vocseg import pages
 from vocseg.cli_errors import explain
 from vocseg.components import class_path_of

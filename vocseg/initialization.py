@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from vocseg.checkpoints import best_beside
 from vocseg.components import factory_from_config, to_config
 from vocseg.errors import VocsegError
 from vocseg.network import SegmentationNetwork
@@ -118,9 +119,10 @@ def checkpoint_of(source: str | Path) -> Path:
     if path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
         raise VocsegError(f"There is no file {path}.")
     run = RunFolder.find(str(path))
-    for checkpoint in (run.best, run.last):
-        if checkpoint.is_file():
-            return checkpoint
+    if run.best.is_file():
+        return run.best
+    if run.last.is_file():
+        return best_beside(run.last) or run.last
     raise VocsegError(f"The run {run.path} has no checkpoint in {run.checkpoints}.")
 
 

@@ -379,6 +379,11 @@ class VocsegCLI(LightningCLI):
         # save_last of the best one would write only when there is a new best
         last = LastCheckpoint(best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.best, self.last = best, last
+        if best.save_top_k not in (0, 1) and "{" not in str(best.filename):
+            raise VocsegError(
+                f"--checkpoint.save_top_k {best.save_top_k}: several checkpoints need names that differ, for example "
+                "--checkpoint.filename 'best-{epoch}'."
+            )
         self._refuse_checkpoints_of_others(best.dirpath)
         known = getattr(self.model, "monitorable", None)  # a user's own task and callbacks may log anything
         if known and best.monitor and best.monitor not in known and not _listed(self._settings().trainer.callbacks):
@@ -525,7 +530,8 @@ def _mode_of(monitor: str, mode: str) -> str:
     Raises:
         VocsegError: another mode was given, which would keep the worst epoch.
     """
-    needed = "min" if "loss" in monitor.rpartition("/")[2] else "max"
+    is_loss = "loss" in monitor.rpartition("/")[2] and "/iou/" not in monitor  # a class may have such a name
+    needed = "min" if is_loss else "max"
     if mode != AUTO and mode != needed and monitor.startswith(("val/", "train/")):
         raise VocsegError(
             f"--checkpoint.mode {mode} would keep the worst epoch by {monitor}: leave the mode out, or give {needed}."

@@ -63,8 +63,7 @@ class SegmentationNetwork(nn.Module):
                 "trainer the data module instead of its loaders; in a loop of your own call batch = "
                 "datamodule.on_after_batch_transfer(batch, 0), or vocseg.data.transforms.normalise(image)."
             )
-        # of a precision like bf16-true the weights have another type than the images, which are normalised after Lightning
-        # has converted the batch
+        # other than float32 with bf16-true and the like: images are normalised after Lightning has converted the batch
         image = image.to(next((weight.dtype for weight in self.backbone.parameters()), image.dtype))
         padded = _pad(image, self._padded(image.shape[-2:])).contiguous(memory_format=self._memory_format)
         trains = torch.compiler.is_exporting() or any(

@@ -79,11 +79,12 @@ def build_loss(loss: Any, num_classes: int) -> nn.Module:
     if not isinstance(built, nn.Module):
         hint = f": give an object, {loss.__name__}(...)" if isinstance(loss, type) else ""
         raise VocsegError(f"The loss must be a module (logits, mask) -> scalar; got {loss!r}{hint}.")
-    if getattr(built, "ignore_index", VOID) != VOID:
-        raise VocsegError(
-            f"The loss {type(built).__name__} has the ignore_index {built.ignore_index}, but void pixels have the "
-            f"label {VOID}: give it ignore_index={VOID}, or use vocseg's CrossEntropy."
-        )
+    for part in built.modules():  # a sum has losses in it
+        if getattr(part, "ignore_index", VOID) != VOID:
+            raise VocsegError(
+                f"The loss {type(part).__name__} has the ignore_index {part.ignore_index}, but void pixels have the "
+                f"label {VOID}: give it ignore_index={VOID}, or use vocseg's CrossEntropy."
+            )
     prepare: Any = getattr(built, "prepare", None)
     if prepare is not None:
         prepare(num_classes)

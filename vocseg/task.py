@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 from vocseg.backbones import Backbone
 from vocseg.checkpoints import with_current_keys, written_by_vocseg
 from vocseg.components import NetworkPart, class_path_of, plain, to_config
+from vocseg.data.classes import check_class_names
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.decoders import Decoder
 from vocseg.errors import VocsegError
@@ -103,7 +104,7 @@ class SegmentationTask(NetworkPart):
         auxiliary_weight: float = 0.4,
     ) -> None:
         super().__init__()
-        self.class_names = list(class_names)
+        self.class_names = check_class_names(class_names)
         self.save_hyperparameters(
             {
                 **_arguments_of_a_subclass(self),
@@ -490,9 +491,12 @@ class SegmentationTask(NetworkPart):
         Raises:
             VocsegError: a label that is neither a class nor 255.
         """
-        image, mask = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
-        mask = mask.long()
+        image, given = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
+        mask = given.long()
         if not (isinstance(batch, dict) and "index" in batch):
+            if given.is_floating_point() and not torch.equal(given, given.round()):
+                fraction = given[given != given.round()][0].item()
+                raise VocsegError(f"The masks of {name} have the value {fraction:g}: labels are whole numbers.")
             unexpected = mask[(mask != VOID) & ((mask < 0) | (mask >= len(self.class_names)))]
             if len(unexpected):
                 raise VocsegError(

@@ -96,6 +96,37 @@ def test_eval_transforms_that_move_pixels_are_refused(transform):
         check_only_resizes([A.Resize(100, 120), transform])
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        A.HorizontalFlip(p=0.01),
+        A.Compose([A.OneOf([A.VerticalFlip(p=0.01), A.Transpose(p=0.01)], p=0.01)], p=0.01),
+        A.PadIfNeeded(160, 160),
+        A.PadIfNeeded(600, 600),
+        A.RandomCrop(180, 240, pad_if_needed=True),
+        A.CenterCrop(512, 512, pad_if_needed=True),
+        A.ShiftScaleRotate(p=0.1),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_eval_transforms_that_move_pixels_of_some_images_or_sometimes_are_refused(transform):
+    probability = transform.p
+    with pytest.raises(VocsegError, match="move pixels"):
+        check_only_resizes([transform])
+    assert transform.p == probability
+
+
+def test_eval_transforms_that_resize_at_random_and_change_colours_are_allowed():
+    check_only_resizes(
+        [A.RandomScale(0.3), A.ColorJitter(), A.GaussianBlur(p=0.1), A.SmallestMaxSize(300), A.ToGray(p=0.1)]
+    )
+
+
+def test_eval_transforms_that_fail_for_some_images_are_refused():
+    with pytest.raises(VocsegError, match="fail for an image of 240x180"):
+        check_only_resizes([A.CenterCrop(500, 500)])
+
+
 def test_transforms_can_be_names_configurations_or_objects():
     transforms = [
         "HorizontalFlip",

@@ -3,6 +3,7 @@
 No other module imports albumentations.
 """
 
+import copy
 import json
 import os
 import random
@@ -336,21 +337,39 @@ def check_only_resizes(transforms: Sequence[Any]) -> None:
     """Checks that evaluation transforms move no pixel except by resizing.
 
     Predictions are resized to the original size of each image, so scores would be wrong if the transforms cropped,
-    padded, flipped or rotated it. The check transforms two masks whose labels are the row and the column of each pixel.
+    padded, flipped or rotated it. The check transforms masks of several sizes, whose labels grow with the row or the
+    column, and a few times, as transforms may be random. What has a probability is always applied.
 
     Raises:
-        VocsegError: a pixel is not where a resize puts it.
+        VocsegError: a pixel is not where a resize puts it, or the transforms fail.
     """
-    rows, columns = (ramp.astype(np.uint8) for ramp in np.mgrid[0:180, 0:240])
-    for ramp in (rows, columns):
-        transformed = A.Compose(list(transforms))(image=np.zeros((180, 240, 3), np.uint8), mask=ramp)["mask"]
-        expected = A.Resize(*transformed.shape)(image=np.zeros((180, 240, 3), np.uint8), mask=ramp)["mask"]
-        tolerance = 1 + max(180 / transformed.shape[0], 240 / transformed.shape[1])  # rounding: one pixel of the result
-        if np.abs(transformed.astype(int) - expected.astype(int)).max() > tolerance:
-            raise VocsegError(
-                "The eval_transforms move pixels (they crop, pad, flip, rotate or warp). Predictions could not be "
-                "compared with the original masks: evaluation transforms may only resize and change colours."
-            )
+    compose = A.Compose([_always(transform) for transform in transforms], seed=0)
+    for height, width in ((180, 240), (60, 40), (700, 500)) * 3:
+        image = np.zeros((height, width, 3), np.uint8)
+        rows, columns = np.meshgrid(*(np.linspace(0, 255, side) for side in (height, width)), indexing="ij")
+        for ramp in (rows.astype(np.uint8), columns.astype(np.uint8)):
+            try:
+                transformed = compose(image=image, mask=ramp)["mask"]
+            except Exception as error:  # OpenCV and albumentations raise many kinds
+                reason = " ".join(str(error).split())
+                raise VocsegError(f"The eval_transforms fail for an image of {width}x{height}: {reason}") from error
+            expected = A.Resize(*transformed.shape[:2])(image=image, mask=ramp)["mask"]
+            # rounding of two resizes: two pixels of the result, or of the mask
+            tolerance = 1 + 2 * 255 / max(min(*transformed.shape[:2], height, width) - 1, 1)
+            if np.abs(transformed.astype(int) - expected.astype(int)).max() > tolerance:
+                raise VocsegError(
+                    "The eval_transforms move pixels (they crop, pad, flip, rotate or warp). Predictions could not be "
+                    "compared with the original masks: evaluation transforms may only resize and change colours."
+                )
+
+
+def _always(transform: Any) -> Any:
+    """A copy of a transform, and of those in it, that is always applied."""
+    transform = copy.deepcopy(transform)
+    transform.p = 1.0
+    if isinstance(transform, A.BaseCompose):
+        transform.transforms = [_always(part) for part in transform.transforms]
+    return transform
 
 
 def _to_builtin(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vocseg.confusion import ConfusionMatrices
 from vocseg.errors import VocsegError
+from vocseg.initialization import checkpoint_of
 from vocseg.lightning_cli import VocsegCLI, run
 from vocseg.records import check_replaceable, provenance, read_record, write_record
 from vocseg.run_folder import SPLITS, Run, RunFolder, read_run
@@ -96,7 +97,7 @@ def execute(job: Job, extras: Extras | None = None) -> None:
     check_replaceable(folder)
     fit = run(["fit", *job.fit, "--ckpt_path", "auto"])
     run_folder = RunFolder(Path(fit.trainer.log_dir or "."))
-    scoring = ["--ckpt_path", str(run_folder.best), *job.scoring]
+    scoring = ["--ckpt_path", str(checkpoint_of(run_folder.path)), *job.scoring]
     commands = {"val": "validate", "test": "test"}
     scored = {split: run([commands[split], *scoring]) for split in job.splits}
     if not fit.trainer.is_global_zero:
