@@ -54,6 +54,14 @@ def test_experiments_are_wrapped_in_a_terminal(capsys, monkeypatch):
     assert {len(line) - len(line.lstrip()) for line in lines} == {0, 22}
 
 
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder in which nobody may write")
+def test_a_folder_in_which_nothing_may_be_written_is_named(capsys):
+    assert main(["inspect", "--data", "SyntheticDataModule", "--to", "/sys/kernel/inspect"]) == 1
+    err = capsys.readouterr().err
+    assert "vocseg: /sys/kernel/inspect cannot be read or written" in err
+    assert "Traceback" not in err
+
+
 COMPLETED = {
     "exper": "experiments",
     "fit --model.dec": "--model.decoder",

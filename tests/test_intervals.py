@@ -83,3 +83,8 @@ def test_the_bootstrap_of_many_images_takes_little_memory_and_gives_the_same_int
     assert most < 25e6  # all resamples at once: 32 MB
     monkeypatch.setattr(intervals, "DRAWS_AT_ONCE", intervals.RESAMPLES * images)
     assert interval == bootstrap_interval(matrices)
+
+
+def test_the_interval_of_no_image_is_nan():
+    low, high = bootstrap_interval(ConfusionMatrices.from_dense(np.zeros((0, 4, 3), np.int64)))
+    assert np.isnan([low, high]).all()

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -599,6 +600,76 @@ def test_a_monitor_that_cannot_work_is_refused_before_the_first_step(flags, mess
     assert status == 1
     assert message in err
     assert "Epoch" not in out
+
+
+OWN_DEFAULTS = """
+from pathlib import Path
+
+from vocseg import FolderDataModule, SegmentationTask
+
+
+class MyFolder(FolderDataModule):
+    def __init__(self, root: str, batch_size: int = 3, image_size: int | list[int] = 48, **settings):
+        super().__init__(root, batch_size=batch_size, image_size=image_size, **settings)
+        self.save_hyperparameters({"any": object()})
+        self.hparams["root"] = Path(root)
+
+
+class MyTask(SegmentationTask):
+    def __init__(self, *args, channels_last: bool = False, **settings):
+        super().__init__(*args, channels_last=channels_last, **settings)
+"""
+
+
+@pytest.mark.parametrize("as_config", [False, True])
+def test_a_class_that_is_chosen_keeps_its_own_defaults(as_config, voc_root, vocseg, tmp_path, monkeypatch):
+    (tmp_path / "own_defaults.py").write_text(OWN_DEFAULTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    tree = str(voc_root / "VOCdevkit" / "VOC2007")
+    folders = ["--data.image_folder", "JPEGImages", "--data.mask_folder", "SegmentationClass"]
+    folders += ["--data.val_share", 0.2]
+    names = f"[{', '.join(SYNTHETIC_CLASSES)}]"
+    network = ["--model.backbone", "StridedEncoder", "--model.decoder", "SkipDecoder"]
+    if as_config:
+        chosen = {
+            "model": {"class_path": "own_defaults.MyTask", "init_args": {"optimizer": {"class_path": "AdamW"}}},
+            "data": {"class_path": "own_defaults.MyFolder", "init_args": {"root": tree}},
+        }
+        chosen["model"]["init_args"] |= {"backbone": "StridedEncoder", "decoder": "SkipDecoder"}
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(chosen))
+        words = ["--config", "own.yaml"]
+    else:
+        words = ["--data", "own_defaults.MyFolder", "--data.root", tree, "--model", "own_defaults.MyTask", *network]
+        words += ["--model.optimizer", "AdamW"]
+    more = ["--data.num_workers", 0, "--data.class_names", names, "--trainer.max_epochs", 1, "--name", "own"]
+    status, _, err = vocseg("fit", *words, *folders, *more, *QUIET)
+    assert status == 0, err
+    config = yaml.safe_load((tmp_path / "lightning_logs" / "own" / "version_0" / "config.yaml").read_text())
+    data, model = config["data"]["init_args"], config["model"]["init_args"]
+    assert (data["batch_size"], data["image_size"], model["channels_last"]) == (3, 48, False)
+    assert model["optimizer"]["init_args"] | {"lr": 0.001, "weight_decay": 0.01} == model["optimizer"]["init_args"]
+    # its hyperparameters include a path and an object, which safe loading does not know
+    status, _, err = vocseg("test", "--ckpt_path", "own", *QUIET)
+    assert status == 0, err
+
+
+def test_a_broken_checkpoint_of_an_older_run_does_not_matter(fit_flags, vocseg, tmp_path):
+    runs = tmp_path / "lightning_logs" / "quickstart"
+    for epochs in (1, 1):
+        assert vocseg(*fit_flags, "--trainer.max_epochs", epochs)[0] == 0
+    (runs / "version_0" / "checkpoints" / "last.ckpt").write_bytes(b"broken")
+    newer = (runs / "version_1" / "checkpoints" / "last.ckpt").stat().st_mtime
+    os.utime(runs / "version_0" / "checkpoints" / "last.ckpt", (newer - 9, newer - 9))
+    status, _, err = vocseg(*fit_flags, "--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert status == 0, err
+    assert len((runs / "version_1" / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_an_optimizers_own_error_is_one_line(fit_flags, vocseg):
+    status, _, err = vocseg(*fit_flags, "--model.optimizer.lr", "-1")
+    assert status == 1
+    assert "vocseg: The optimizer cannot be built: Invalid learning rate: -1" in err
+    assert "Traceback" not in err
 
 
 def test_the_iou_of_a_class_with_loss_in_its_name_is_maximised():

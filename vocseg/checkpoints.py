@@ -134,24 +134,26 @@ def last_checkpoint(
         VocsegError: no run of that name has a checkpoint there, or all have trained that long.
     """
     found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
-    checkpoints = {path: read_checkpoint(path) for path in found}
-    ours = [path for path in found if written_by_vocseg(checkpoints[path]).get("name", name) == name]
+    ours: list[Path] = []
+    for path in found:  # read one by one: an old one may be broken
+        checkpoint = read_checkpoint(path)
+        own = written_by_vocseg(checkpoint)
+        if own.get("name", name) != name:
+            continue
+        ours.append(path)
+        epochs = own.get("finished_epochs", checkpoint.get("epoch", -1) + 1)
+        more_epochs = max_epochs in (None, -1) or epochs < max_epochs
+        more_steps = max_steps == -1 or checkpoint["global_step"] < max_steps
+        if finished_too or (more_epochs and more_steps and not own.get("stopped_early")):
+            return path
     if finished_too:
-        return ours[0] if ours else None
+        return None
     if not ours:
         others = f" ({found[0]} is of another run)" if found else ""
         raise VocsegError(
             f"There is nothing to resume: no run {name!r} in {folder} has a checkpoint{others}. Without --ckpt_path "
             "last a new training starts; any other run resumes with --ckpt_path <its last.ckpt>."
         )
-    for path in ours:
-        checkpoint = checkpoints[path]
-        own = written_by_vocseg(checkpoint)
-        epochs = own.get("finished_epochs", checkpoint.get("epoch", -1) + 1)
-        more_epochs = max_epochs in (None, -1) or epochs < max_epochs
-        more_steps = max_steps == -1 or checkpoint["global_step"] < max_steps
-        if more_epochs and more_steps and not own.get("stopped_early"):
-            return path
     raise VocsegError(
         f"Every run {name!r} in {folder} is finished ({len(ours)} of them). To train the newest further: "
         f"--ckpt_path {ours[0]} and a greater --trainer.max_epochs (or max_steps)."
@@ -175,7 +177,7 @@ def run_folder_of(path: str | Path) -> RunFolder | None:
 def best_beside(last: Path) -> Path | None:
     """The best checkpoint by what the last one says; None: there is none. ``--checkpoint.filename`` may rename it."""
     for callback, state in read_checkpoint(last).get("callbacks", {}).items():
-        name = Path(state.get("best_model_path") or "").name if callback.startswith("ModelCheckpoint") else ""
+        name = Path(state.get("best") or "").name if callback.startswith("LastCheckpoint") else ""
         if name and (last.parent / name).is_file():
             return last.parent / name
     return None

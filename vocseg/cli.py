@@ -75,6 +75,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"vocseg: {message.strip()}", file=sys.stderr)
         return 1
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            print(f"vocseg: {error.filename or 'a file'} cannot be read or written: {error.strerror}", file=sys.stderr)
+            return 1
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(

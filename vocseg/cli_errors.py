@@ -21,6 +21,7 @@ from vocseg.errors import nearest
 from vocseg.experiments import list_experiments
 from vocseg.losses import FocalLoss, Loss
 from vocseg.schedules import Schedule
+from vocseg.task import SegmentationTask
 
 _BASES: dict[str, tuple[type, ...]] = {
     "data": (L.LightningDataModule,),
@@ -151,7 +152,8 @@ def _options(parser: LightningArgumentParser) -> list[str]:
     """Names of all options, ``trainer.max_epochs``, and of the settings of the data module and the task."""
     leaves = {str(key) for key, _ in parser.get_defaults().items()}
     leaves |= {f"data.{name}" for name in _settings_of(VOCDataModule)}
-    return sorted(leaves | {"model.backbone", "model.decoder", "model.loss", "model.optimizer", "model.schedule"})
+    leaves |= {f"model.{name}" for name in _settings_of(SegmentationTask)}
+    return sorted(leaves)
 
 
 def _class_names(key: str) -> list[str]:

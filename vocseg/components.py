@@ -4,6 +4,7 @@ Checkpoints and YAML files hold these plain dictionaries and never a pickled obj
 safe loading (``weights_only=True``).
 """
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -183,6 +184,15 @@ def _build_nested(value: Any, role: str, base: type | tuple[type, ...]) -> Any:
     if isinstance(value, list):
         return [_build_nested(item, role, base) for item in value]
     return value
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that YAML and safe loading know, as :func:`plain` converts them; without other objects."""
+    known = {}
+    for name, value in settings.items():
+        with contextlib.suppress(TypeError):
+            known[name] = plain(value)
+    return known
 
 
 def plain(value: Any) -> Any:

@@ -202,7 +202,6 @@ def make_parser(configs: Sequence[str] = ()) -> LightningArgumentParser:
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="The seed of the data's random draws.")
     parser.add_argument("--to", type=str, default="inspect", help="The folder of the page (default: inspect).")
     parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
-    parser.set_defaults({"data": {"class_path": class_path_of(VOCDataModule)}})
     parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
     return parser
 
@@ -217,7 +216,7 @@ def _parse(args: Sequence[str]) -> tuple[SegmentationDataModule, Path]:
 
     parser = make_parser(found.configs)
     try:
-        settings = parser.parse_args(options)
+        settings = parser.parse_args(["--data", class_path_of(VOCDataModule), *options])
         datamodule = parser.instantiate(settings).data
     except ArgumentError as error:
         raise VocsegError(explain(error.message, found.configs, parser)) from error
@@ -291,11 +290,11 @@ def _splits_table(findings: Findings) -> Tabular:
 def _classes_table(datamodule: SegmentationDataModule, findings: Findings) -> Tabular:
     """Share of the pixels and number of images of each class in each split."""
     labels = [*enumerate(datamodule.class_names), (VOID, "void")]
+    counted = [split.counts for split in findings.splits]
     rows = []
     for label, name in labels:
         row = [name, str(label)]
-        for split in findings.splits:
-            counts = split.counts
+        for counts in counted:
             row += [_percent(counts[:, label].sum(), counts.sum()), str(np.count_nonzero(counts[:, label]))]
         rows.append(row)
     head = ["class", "label"]

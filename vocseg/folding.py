@@ -58,8 +58,12 @@ def fold_batch_norm(network: SegmentationNetwork, image: Tensor) -> Segmentation
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         values = torch.linspace(-2, 2, 3 * side**2, device=image.device, dtype=image.dtype)
         probe = values.reshape(1, 3, side, side)
-        folded = copy.deepcopy(network)
-        expected = network(probe)
+        cache, network.feature_cache = network.feature_cache, None  # large, and of no use to a copy
+        try:
+            folded = copy.deepcopy(network)
+            expected = network(probe)
+        finally:
+            network.feature_cache = cache
         for convolution, norm, rest in _pairs(folded, probe):
             fused = fuse_conv_bn_eval(convolution, norm)
             convolution.weight, convolution.bias = fused.weight, fused.bias

@@ -28,7 +28,7 @@ def bootstrap_interval(
         seed: of the resamples.
 
     Returns:
-        The 2.5th and 97.5th percentiles.
+        The 2.5th and 97.5th percentiles; NaN if there is no image.
     """
     values = _mean_resampled_miou(matrices, seed)
     if minus is not None:
@@ -68,6 +68,9 @@ def _resampled(matrices: ConfusionMatrices, seed: int) -> Iterator[tuple[np.ndar
     """Correct pixels and union of each class in resamples of the images, float64 [some of the resamples, C] each."""
     hits, union = matrices.marginals()
     images = len(matrices)
+    if not images:
+        yield hits.astype(np.float64).sum(0, keepdims=True), union.astype(np.float64).sum(0, keepdims=True)
+        return
     generator = np.random.default_rng(seed)
     at_once = max(1, min(RESAMPLES, DRAWS_AT_ONCE // max(images, 1)))
     for first in range(0, RESAMPLES, at_once):

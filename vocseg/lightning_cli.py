@@ -222,11 +222,6 @@ class VocsegCLI(LightningCLI):
         parser.add_lightning_class_args(ScoreFigures, "figures")
         parser.set_defaults(
             {
-                "model": {
-                    "class_path": class_path_of(SegmentationTask),
-                    "init_args": {"optimizer": to_config(default_optimizer)},
-                },
-                "data": {"class_path": class_path_of(VOCDataModule)},
                 "checkpoint.monitor": "val/miou",
                 "checkpoint.mode": AUTO,
                 "checkpoint.filename": "best",
@@ -288,8 +283,16 @@ class VocsegCLI(LightningCLI):
         return str(last)
 
     def _parse(self, parser: LightningArgumentParser, words: list[str], configs: list[str]) -> Any:
+        # a config before all others: defaults of the parser would also replace those of another class that is chosen
+        usual = {
+            "model": {
+                "class_path": class_path_of(SegmentationTask),
+                "init_args": {"optimizer": to_config(default_optimizer)},
+            },
+            "data": {"class_path": class_path_of(VOCDataModule)},
+        }
         try:
-            return parser.parse_args(words)
+            return parser.parse_args([words[0], "--config", json.dumps(usual), *words[1:]])
         except ArgumentError as error:
             options = dict(zip(self.subcommands(), self.parsers[1:], strict=True))[words[0]]
             raise VocsegError(explain(error.message, configs, options)) from error
@@ -377,7 +380,7 @@ class VocsegCLI(LightningCLI):
     def _fit_callbacks(self, best: ModelCheckpoint, patience: int | None, ema: float | None) -> list[L.Callback]:
         """Averages and early stopping if wanted, guards, the best checkpoint, then (with its score) the last."""
         # save_last of the best one would write only when there is a new best
-        last = LastCheckpoint(best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        last = LastCheckpoint(best)
         self.best, self.last = best, last
         if best.save_top_k not in (0, 1) and "{" not in str(best.filename):
             raise VocsegError(
@@ -498,7 +501,19 @@ class VocsegCLI(LightningCLI):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes the last epoch's checkpoint; Lightning keeps the state of a user's own ModelCheckpoint apart from it."""
+    """Writes the last epoch's checkpoint; Lightning keeps the state of a user's own ModelCheckpoint apart from it.
+
+    Args:
+        best: the callback that writes the best one, whose path the last one holds.
+    """
+
+    def __init__(self, best: ModelCheckpoint) -> None:
+        super().__init__(best.dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self.best = best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adds the path of the best checkpoint, see :func:`vocseg.checkpoints.best_beside`."""
+        return {**super().state_dict(), "best": self.best.best_model_path}
 
 
 def _last_checkpoints(settings: Any, name: str) -> tuple[Path, str]:

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
 from vocseg.checkpoints import with_current_keys, written_by_vocseg
-from vocseg.components import NetworkPart, class_path_of, plain, to_config
+from vocseg.components import NetworkPart, class_path_of, plain, plain_settings, to_config
 from vocseg.data.classes import check_class_names
 from vocseg.data.labels import VOC_CLASSES, VOID
 from vocseg.decoders import Decoder
@@ -390,7 +390,10 @@ class SegmentationTask(NetworkPart):
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]  # one of the forms Lightning takes
         """The optimizer over all trainable parameters, the backbone in a group of its own, and the schedule."""
-        optimizer = self.optimizer(self._parameter_groups())
+        try:
+            optimizer = self.optimizer(self._parameter_groups())
+        except ValueError as error:  # torch's: a negative learning rate, for one
+            raise VocsegError(f"The optimizer cannot be built: {error}.") from error
         if isinstance(self.schedule, Schedule):
             schedule = self.schedule.attach(optimizer, self.trainer)
         else:
@@ -421,8 +424,14 @@ class SegmentationTask(NetworkPart):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the epoch's running loss, the optimizer's configured settings, and the classes of task and data."""
+        """Adds the epoch's running loss, the optimizer's configured settings, and the classes of task and data.
+
+        Of a user's own data module, hyperparameters that safe loading does not know are converted or left out.
+        """
         datamodule = _datamodule(self.trainer)
+        key = L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY
+        if key in checkpoint:
+            checkpoint[key] = plain_settings(checkpoint[key])
         written_by_vocseg(checkpoint).update(
             model_class=class_path_of(type(self)),
             data_class=None if datamodule is None else class_path_of(type(datamodule)),

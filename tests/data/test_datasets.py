@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vocseg import VOCDataModule
-from vocseg.data.datasets import EpochSampler, collate
+from vocseg import VOCDataModule, VocsegError
+from vocseg.data.datasets import EpochSampler, ResumableLoader, collate
 from vocseg.data.synthetic import SYNTHETIC_CLASSES
 
 SAMPLES_AND_PROCESSES = [(12, 2), (13, 2), (3, 2), (1, 2), (5, 4), (2, 4)]
@@ -84,3 +84,22 @@ def test_the_same_epoch_gives_the_same_pass():
         orders.append(list(sampler))
     assert orders[0] == orders[2] != orders[1]
     assert list(EpochSampler(range(10), 0, shuffle=True)) == orders[0]  # the first pass is epoch 0
+
+
+def test_an_epoch_is_not_completed_with_batches_of_another_size():
+    def loader(batch_size, processes=1):
+        sampler = EpochSampler(range(12), 0, shuffle=True, world_size=processes)
+        return ResumableLoader(range(12), batch_size, sampler=sampler)
+
+    begun = loader(4)
+    batches = iter(begun)
+    next(batches)
+    inside = begun.state_dict()
+    with pytest.raises(VocsegError, match="batches of 4 images in 1 processes; now they have 2 images in 1 processes"):
+        loader(2).load_state_dict(inside)
+    with pytest.raises(VocsegError, match="now they have 4 images in 2 processes"):
+        loader(4, processes=2).load_state_dict(inside)
+    loader(4).load_state_dict(inside)
+    loader(2).load_state_dict({"epoch": 0, "batches": 1})  # of an older version, which did not save it
+    list(batches)
+    loader(2).load_state_dict(begun.state_dict())  # the epoch is complete

@@ -17,6 +17,7 @@ from vocseg.callbacks.base import (
     run_folder_of,
     test_samples_of,
 )
+from vocseg.components import plain_settings
 from vocseg.metrics import Result
 from vocseg.run_folder import write_image_scores, write_result
 from vocseg.saving import sample_names
@@ -98,7 +99,7 @@ class ResultTable(L.Callback):
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "inference": getattr(getattr(pl_module, "inference", None), "settings", None),
                 "checkpoint": str(trainer.ckpt_path or ""),
-                "data": dict(getattr(datamodule_of(trainer), "hparams", None) or {}),
+                "data": plain_settings(getattr(datamodule_of(trainer), "hparams", None) or {}),
                 "samples": [
                     {"image": str(sample.image), "mask": str(sample.mask), "name": name}
                     for sample, name in zip(samples, sample_names(samples), strict=True)

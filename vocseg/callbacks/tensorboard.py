@@ -4,7 +4,7 @@ Nothing of it is done when the run does not log to TensorBoard, and only rank 0 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -235,6 +235,9 @@ def settings_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, A
     chosen: dict[str, Any] = {}
     for role in ("backbone", "decoder", "loss", "optimizer", "schedule"):
         described = pl_module.hparams.get(role) or {}
+        if not isinstance(described, Mapping):  # of somebody's own LightningModule
+            chosen[role] = described
+            continue
         if "class_path" in described:
             chosen[role] = described["class_path"].rpartition(".")[2]
             described = described.get("init_args") or {}

@@ -219,12 +219,29 @@ class ResumableLoader(DataLoader):
     _resumed: Mapping[str, int] = {}
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the current epoch and how many of its batches were yielded."""
-        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": self._yielded}
+        """Returns the current epoch, how many of its batches were yielded, and what a batch is."""
+        epoch = getattr(self.sampler, "epoch", 0)
+        return {"epoch": epoch, "batches": self._yielded, "of": len(self), **self._batch()}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Makes the next iteration skip the batches already yielded, if it is an iteration of the same epoch."""
+        """Makes the next iteration skip the batches already yielded, if it is an iteration of the same epoch.
+
+        Raises:
+            VocsegError: the epoch is not complete, and its other batches would be of another size.
+        """
+        before = {name: state_dict.get(name, value) for name, value in self._batch().items()}
+        if before != self._batch() and 0 < state_dict["batches"] < state_dict.get("of", 0):
+            sizes = [
+                f"{each['batch_size']} images in {each['processes']} processes" for each in (before, self._batch())
+            ]
+            raise VocsegError(
+                f"The checkpoint was saved inside an epoch, with batches of {sizes[0]}; now they have {sizes[1]}."
+                " Resume with the same until the epoch ends, or start from the best checkpoint."
+            )
         self._resumed = dict(state_dict)
+
+    def _batch(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size or 1, "processes": getattr(self.sampler, "num_replicas", 1)}
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, to count the batches
         self._yielded = 0

@@ -99,7 +99,7 @@ def _run(run: Run, folder: Path, problems: list[str]) -> list[str]:
     test = run.scores.get("test")
     body = [_tiles(run), _facts(run)]
     if test is None:
-        body.append(f"<p>Not tested: <code>{pages.text(f'vocseg test --ckpt_path {run.folder.best}')}</code></p>")
+        body.append(f"<p>Not tested: <code>{pages.text(f'vocseg test --ckpt_path {run.folder.path}')}</code></p>")
     else:
         body += ["<h2>Classes</h2>", *_classes(run, test.matrices)]
         body += _more_scores(run)

@@ -29,6 +29,7 @@ _RESERVED = {
     "config": "give runs, or --config a b c",
     "ckpt_path": "a sweep resumes its own runs",
     "trainer.default_root_dir": "--to names the folder of the sweep",
+    "trainer.logger": "a sweep reads the files of vocseg's own loggers",
 }
 _FLAGS = ("config", "seeds", "set", "name", "test", "to", "check")
 _WHERE_TO_RUN = ("data.root", "data.num_workers", "data.in_memory", "trainer.accelerator", "trainer.devices")
