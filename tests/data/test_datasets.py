@@ -87,9 +87,11 @@ def test_the_same_epoch_gives_the_same_pass():
 
 
 def test_an_epoch_is_not_completed_with_batches_of_another_size():
+    indices = {(0, index): index for index in range(12)}  # as a dataset: its items by their keys
+
     def loader(batch_size, processes=1):
-        sampler = EpochSampler(range(12), 0, shuffle=True, world_size=processes)
-        return ResumableLoader(range(12), batch_size, sampler=sampler)
+        sampler = EpochSampler(indices, 0, shuffle=True, world_size=processes)
+        return ResumableLoader(indices, batch_size, sampler=sampler)
 
     begun = loader(4)
     batches = iter(begun)
