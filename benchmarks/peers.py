@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, li
                 try:
                     figure = pipes[name].recv()
                 except EOFError:
-                    figure = "Its process was killed; seven contenders took 20 GB of memory here."
+                    figure = "Its process was killed. All contenders together take 20 GB of memory."
                 if isinstance(figure, str):
                     raise SystemExit(f"{name}, {part}:\n{figure}")
                 print(f"round {round_number}  {part:<10}  {name}  {figure:.2f}", file=sys.stderr, flush=True)

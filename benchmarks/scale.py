@@ -255,7 +255,7 @@ def main() -> int:
         if swelling > LIMIT and memory[-1] > 100 * MIB:
             too_fast.append(f"memory of {step} ({classes} classes): exponent {swelling:.2f}")
     if options.figure:
-        in_mib = {key: [(seconds, max(size / MIB, 0.1)) for seconds, size in pairs] for key, pairs in costs.items()}
+        in_mib = {key: [(seconds, max(size / MIB, 1.0)) for seconds, size in pairs] for key, pairs in costs.items()}
         draw(in_mib, sizes, options.figure)
     for line in too_fast:
         print(f"Grows faster than linearly: {line}")
