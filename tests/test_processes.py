@@ -61,6 +61,31 @@ for name, shares in json.load(open("shares.json")).items():
         one.reset()
 distributed.destroy_process_group()
 """
+# both processes run this: a plain loader of 5 images, of which Lightning's sampler gives one twice
+PLAIN_SCRIPT = """
+import sys
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
+
+def scores(devices):
+    L.seed_everything(0)
+    data = [(torch.randn(3, 32, 32), torch.randint(0, 3, (32, 32))) for _ in range(5)]
+    task = SegmentationTask(StridedEncoder(widths=(4, 8)), SkipDecoder, ["a", "b", "c"])
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    strategy = "ddp" if devices > 1 else "auto"
+    trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, **quiet)
+    trainer.test(task, DataLoader(data, batch_size=2), verbose=False)
+    result = task.results["test"]
+    return [len(result.matrices), int(result.matrices.total().sum()), result.miou, result.loss]
+
+if __name__ == "__main__":
+    import json, os
+    found = scores(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+    if os.environ.get("RANK", "0") == "0":
+        json.dump(found, open(f"scores_{os.environ.get('WORLD_SIZE', '1')}.json", "w"))
+"""
 SHARES = {
     "unequal": [[6, 0, 2, 5], [3, 1, 4]],
     "none": [[], [0, 1, 2, 3, 4, 5, 6]],
@@ -95,6 +120,14 @@ def run_two(folder, script):
     done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "stderr.txt").write_text(done.stderr)
+
+
+def test_a_plain_loader_counts_no_image_twice(tmp_path):
+    run_two(tmp_path, PLAIN_SCRIPT)
+    subprocess.run([sys.executable, "script.py", "1"], cwd=tmp_path, check=True, capture_output=True)
+    two, one = (json.loads((tmp_path / f"scores_{processes}.json").read_text()) for processes in (2, 1))
+    assert one[:2] == two[:2] == [5, 5 * 32 * 32]
+    assert two[2:] == pytest.approx(one[2:], abs=1e-6)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

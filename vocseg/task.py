@@ -1,6 +1,7 @@
 """SegmentationTask: training, validation, test and prediction of any backbone with any decoder."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric
 
 from vocseg.backbones import Backbone
@@ -518,9 +520,13 @@ class SegmentationTask(NetworkPart):
         image, mask = self._image_and_mask(batch, name)
         extras: Mapping[str, Any] = batch if isinstance(batch, dict) else {}
         metric = self._metric(stage)
-        targets = extras.get("original_mask", mask)
         first, rank, world = metric.images_seen, self.trainer.global_rank, self.trainer.world_size
-        by_position = range(first * world + rank, (first + len(image)) * world + rank, world)  # as samplers deal them
+        # as samplers deal them
+        by_position = list(range(first * world + rank, (first + len(image)) * world + rank, world))
+        if "index" not in extras:  # the sampler of another loader repeats images at the end, which must not count twice
+            by_position = [position for position in by_position if position < self._images_of(stage)]
+            image, mask = image[: len(by_position)], mask[: len(by_position)]
+        targets = extras.get("original_mask", mask)[: len(image)]
         logits: list[Any] = [None] * len(image)
         for indices, part in batch_logits(self.infer, image, extras.get("input_size")):
             metric.update_loss(*loss_totals(self.loss, part, without_padding(mask, indices, part.shape[-2:])))
@@ -530,6 +536,12 @@ class SegmentationTask(NetworkPart):
         indices = torch.as_tensor(extras.get("index", by_position)).tolist()
         metric.update(labels, list(targets), indices)
         return {"index": indices, "labels": labels, "logits": logits}
+
+    def _images_of(self, stage: str) -> float:
+        """The number of images of a loader whose sampler divides them among processes; infinite of any other."""
+        loader = self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
+        sampler = getattr(loader, "sampler", None)
+        return len(sampler.dataset) if isinstance(sampler, DistributedSampler) else math.inf  # type: ignore[arg-type]
 
     def _log_result(self, stage: str) -> dict[str, float]:
         metric = self._metric(stage)
