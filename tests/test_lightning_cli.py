@@ -688,7 +688,7 @@ def test_a_runs_name_means_its_best_checkpoint_whatever_its_file_is_called(fit_f
     assert checkpoint_of(folder) == checkpoint_of("quickstart").absolute() == best
     assert sorted(path.name for path in folder.glob("checkpoints/*.ckpt"))[-1] == "last.ckpt"
     status, out, err = vocseg("validate", "--ckpt_path", "quickstart", *QUIET)
-    assert re.search(rf"\| mIoU +\| {max(scores):.4f}", out), out
+    assert re.search(rf"\| mIoU +\| +{max(scores):.4f}", out), out
 
 
 CSV = "lightning.pytorch.loggers.CSVLogger"

@@ -16,9 +16,7 @@ from vocseg import (
     DeepLabV3Plus,
     ExportedModel,
     LinearHead,
-    MobileNetV2,
     PSPNet,
-    ResNet,
     SegFormerHead,
     SegmentationTask,
     SkipDecoder,
@@ -196,8 +194,8 @@ def test_the_scores_are_those_of_vocseg_test(exported, checkpoint, voc_root, voc
 
 PAIRS = {
     "StridedEncoder, SkipDecoder": lambda: (StridedEncoder(widths=(4, 8, 8)), partial(SkipDecoder, width=8)),
-    "ResNet, FPN": lambda: (ResNet(18), partial(FPN, width=8)),
-    "MobileNetV2, DeepLabV3Plus": lambda: (MobileNetV2(output_stride=16), partial(DeepLabV3Plus, width=8)),
+    "StridedEncoder, FPN": lambda: (StridedEncoder(widths=(4, 8, 8)), partial(FPN, width=8)),
+    "StridedEncoder, DeepLabV3Plus": lambda: (StridedEncoder(widths=(4, 8, 8)), partial(DeepLabV3Plus, width=8)),
     "StridedEncoder, PSPNet": lambda: (StridedEncoder(widths=(4, 8, 8)), partial(PSPNet, width=8)),
     "ViT, LinearHead": lambda: (Timm("test_vit"), LinearHead),
     "ConvNeXt, SegFormerHead": lambda: (Timm("test_convnext"), partial(SegFormerHead, width=8)),
