@@ -97,9 +97,12 @@ def test_the_data_modules_are_known_by_name_in_a_fresh_process(voc_root, tmp_pat
     """In this process other tests have imported them."""
     names = f"[{', '.join(SYNTHETIC_CLASSES)}]"
     folders = ["inspect", "--data", "FolderDataModule", "--data.root", str(voc_root), "--data.class_names", names]
-    code = f"from vocseg.cli import main; main(['inspect', '--data', 'SyntheticDataModule']); main({folders})"
+    code = (
+        f"from vocseg.cli import main; main({folders}); from vocseg.data_report import make_parser; "
+        "print(make_parser().parse_args(['--data', 'SyntheticDataModule']).data.class_path)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert "train" in done.stdout
+    assert done.stdout == "vocseg.SyntheticDataModule\n"
     assert "Hold out a part of the images" in done.stderr  # of the folders
     assert "there is no class" not in done.stderr
 
