@@ -527,8 +527,9 @@ class SegmentationTask(NetworkPart):
             by_position = [position for position in by_position if position < self._images_of(stage)]
             image, mask = image[: len(by_position)], mask[: len(by_position)]
         targets = extras.get("original_mask", mask)[: len(image)]
+        sizes = extras.get("input_size")
         logits: list[Any] = [None] * len(image)
-        for indices, part in batch_logits(self.infer, image, extras.get("input_size")):
+        for indices, part in batch_logits(self.infer, image, None if sizes is None else sizes[: len(image)]):
             metric.update_loss(*loss_totals(self.loss, part, without_padding(mask, indices, part.shape[-2:])))
             for index, scores in zip(indices, part, strict=True):
                 logits[index] = scores
