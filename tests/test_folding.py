@@ -18,6 +18,7 @@ from vocseg import (
     folding,
 )
 from vocseg.callbacks.ema import WeightEMA
+from vocseg.feature_cache import FeatureCache
 from vocseg.folding import Folding, fold_batch_norm
 
 IMAGE = torch.rand(2, 3, 64, 48)
@@ -156,3 +157,12 @@ def test_a_training_is_the_same_and_each_validation_is_folded_anew(tmp_path, mon
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert str(task.inference) == "batch norm folded"
     assert not task.inference.is_plain
+
+
+def test_the_folded_copy_has_no_copy_of_the_cached_features():
+    network = with_statistics(SegmentationNetwork(StridedEncoder(widths=(4, 8)), SkipDecoder([4, 8], [2, 4], 3)))
+    for parameter in network.backbone.parameters():
+        parameter.requires_grad = False
+    cache = network.feature_cache = FeatureCache(1.0)
+    assert fold_batch_norm(network, IMAGE).feature_cache is None
+    assert network.feature_cache is cache

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vocseg import SegmentationTask, SkipDecoder, StridedEncoder
 from vocseg.callbacks import LineProgress, MetricsCSV, ResultTable
-from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures, covering, draws_now
+from vocseg.callbacks.tensorboard import Charts, MaskPreviews, ScoreFigures, covering, draws_now, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +194,13 @@ def test_images_are_chosen_to_cover_the_classes():
     assert covering(shares, 2) in ([0, 2], [1, 2])
     assert covering(shares, 3) == [0, 1, 2]
     assert len(covering(shares, 9)) == 5
+
+
+def test_settings_of_somebodys_own_module_may_be_text():
+    class Own(L.LightningModule):
+        def __init__(self, backbone="resnet", loss=None):
+            super().__init__()
+            self.save_hyperparameters()
+
+    chosen = settings_of(L.Trainer(accelerator="cpu", logger=False), Own())
+    assert chosen["backbone"] == "resnet"

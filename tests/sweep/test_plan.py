@@ -150,6 +150,7 @@ MISTAKES = {
     "{runs: [focal], grid: {data.batch_size: 8}}": "my.yaml: grid must map settings to lists",
     "{runs: [focal], grid: {data.batch_size: [8, 8]}}": "my.yaml: two runs have the name 'batch_size=8'",
     "{runs: [focal], set: {seed_everything: 1}}": "seed_everything is not for a sweep: give seeds",
+    "{runs: [focal], set: {trainer.logger: false}}": "trainer.logger is not for a sweep: a sweep reads the files",
     "runs: [focal": "my.yaml cannot be read as YAML",
     "- focal": "my.yaml must hold keys and values",
 }
